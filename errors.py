@@ -1,0 +1,59 @@
+"""Errors that a user can act on, each with the exit code its kind ends a command with.
+
+Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
+disk; 5 unfinished, resumable; 130 interrupted. A message says what was wrong, what is allowed and
+what to do, in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class GlulensError(Exception):
+    """Base of every error meant for the user's eyes."""
+
+    exit_code = 1
+
+
+class UsageError(GlulensError):
+    """An option or argument has a value that is not allowed."""
+
+    exit_code = 2
+
+
+class ModelError(GlulensError):
+    """A model is missing, damaged or of a kind that is not supported."""
+
+    exit_code = 3
+
+
+class DataError(GlulensError):
+    """A data set is missing, empty or malformed."""
+
+    exit_code = 3
+
+
+class RunError(GlulensError):
+    """A run directory is missing, damaged or in the way."""
+
+    exit_code = 3
+
+
+class ResourceError(GlulensError):
+    """Memory or disk ran out; the message names the option to lower."""
+
+    exit_code = 4
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A `did you mean` clause for `name`, or the empty string when nothing is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_out_of_space(error: OSError) -> bool:
+    """Whether the operating system refused a write for want of space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,1 @@
+"""What neurons do: hooked models, and what is read off them."""

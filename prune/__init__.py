@@ -1,0 +1,1 @@
+"""What neurons weigh, and removing them."""
