@@ -1,0 +1,1 @@
+"""The questions asked of a model: statistics, reports, figures and the command line."""

@@ -1,0 +1,62 @@
+"""The table of neurons that every run directory holds: one row a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars
+
+from ..prune.criteria import column
+from .localisation import Resamples, functional
+
+if TYPE_CHECKING:
+    from ..probes.contrasts import Contrasts
+
+COLUMNS = {
+    "layer": "layer, from 0",
+    "neuron": "index within the layer, from 0",
+    "diff_P": "mean over items of the mean activation on the answer, a minus b",
+    "dz_P": "diff_P over its standard deviation over items (0 for a neuron that never varies)",
+    "attr_P": "mean over items of gradient x activation for log-likelihood(a) - log-likelihood(b), nats",
+    "mean_P, rms_P, positive_P, min_P, max_P": "activation over the answer tokens of both members",
+}
+"""What columns mean; P is a property. Every other column is a weight criterion of that name."""
+
+
+def score_table(
+    widths: Sequence[int], scores: Mapping[str, Sequence[np.ndarray]]
+) -> polars.DataFrame:
+    """Keys and weight scores of all neurons, sorted by layer and neuron."""
+    return polars.DataFrame(
+        {
+            "layer": np.repeat(np.arange(len(widths), dtype=np.int16), widths),
+            "neuron": np.concatenate([np.arange(width, dtype=np.int32) for width in widths]),
+            **{column(name): np.concatenate(list(layers)) for name, layers in scores.items()},
+        }
+    )
+
+
+def neuron_table(
+    widths: Sequence[int],
+    scores: Mapping[str, Sequence[np.ndarray]],
+    contrasts: Mapping[str, Contrasts],
+) -> polars.DataFrame:
+    """`score_table` with what neurons do; columns as in `COLUMNS`, float32."""
+    columns: dict[str, np.ndarray] = {}
+    for name, found in contrasts.items():
+        observed = Resamples.observed(len(found.items))
+        difference = found.difference.mean(0, dtype=np.float64)
+        size = functional(found.difference, observed, "dz")[0]
+        columns[f"diff_{name}"] = difference
+        columns[f"dz_{name}"] = np.sign(difference) * size
+        columns[f"attr_{name}"] = found.attribution.mean(0, dtype=np.float64)
+        columns[f"mean_{name}"] = found.activation.mean
+        columns[f"rms_{name}"] = found.activation.rms
+        columns[f"positive_{name}"] = found.activation.positive
+        columns[f"min_{name}"] = found.activation.minimum
+        columns[f"max_{name}"] = found.activation.maximum
+    return score_table(widths, scores).with_columns(
+        **{name: polars.Series(values.astype(np.float32)) for name, values in columns.items()}
+    )

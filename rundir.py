@@ -1,0 +1,176 @@
+"""Run directories: what a command leaves behind, and what the browser and others read.
+
+    manifest.json     what was run on what, with versions, hashes, seeds and warnings
+    neurons.parquet   one row a neuron: layer, neuron, scores, functional columns
+    figures/NAME.{png,svg,csv}
+    report.md
+
+A run is written beside its place and renamed into it: a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ResourceError, RunError, is_out_of_space
+
+if TYPE_CHECKING:
+    import polars
+
+SCHEMA_VERSION = 1
+MANIFEST, NEURONS, REPORT, FIGURES = "manifest.json", "neurons.parquet", "report.md", "figures"
+KEYS = ("layer", "neuron")
+ROOM = 50_000_000
+"""Bytes that must be free where a run is to be written; SmolLM2's takes about a fifth of it."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A finished run, read from disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def neurons(self) -> polars.DataFrame:
+        """The table of neurons.
+
+        Raises:
+            RunError: missing, damaged, or without its keys.
+        """
+        import polars
+
+        path = self.path / NEURONS
+        try:
+            frame = polars.read_parquet(path)
+        except (OSError, polars.exceptions.PolarsError) as error:
+            raise RunError(f"{path} cannot be read ({_short(error)}); run the job again") from error
+        missing = [key for key in KEYS if key not in frame.columns]
+        if missing:
+            raise RunError(f"{path} has no column {missing[0]!r}; it is not a table of neurons")
+        return frame
+
+    @property
+    def report(self) -> str:
+        """The report in Markdown."""
+        return (self.path / REPORT).read_text(encoding="utf-8")
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def open_run(path: str | Path) -> RunDirectory:
+    """Open a run directory.
+
+    Raises:
+        RunError: there is none, or its manifest is damaged or of a later version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RunError(f"no such run directory: {folder}; `glulens runs` lists those under ./runs")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} has no {MANIFEST}: it is not a run directory") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / MANIFEST} cannot be read ({_short(error)})") from error
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"{folder} has schema version {version!r}, this glulens reads {SCHEMA_VERSION}; "
+            "run the job again or use the glulens that wrote it"
+        )
+    return RunDirectory(folder, manifest)
+
+
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """Say before any work is done whether a run can be written at `path`.
+
+    Raises:
+        RunError: something is there already, or the place cannot be written.
+        ResourceError: the disk has no room.
+    """
+    if path.exists():
+        if not overwrite:
+            raise RunError(f"{path} exists; choose another with -o, or give --overwrite")
+        if not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} is not a run directory and will not be overwritten")
+    nearest = path.absolute().parent
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RunError(f"{nearest} cannot be written; choose another place with -o")
+    free = shutil.disk_usage(nearest).free
+    if free < ROOM:
+        raise ResourceError(
+            f"{free / 1e6:.0f} MB are free at {nearest}, a run needs {ROOM / 1e6:.0f} MB; "
+            "free some or choose another place with -o"
+        )
+
+
+@contextmanager
+def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A scratch folder that becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises:
+        RunError, ResourceError: as `check_free`; also when the disk fills up on the way.
+    """
+    check_free(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
+        try:
+            yield scratch
+            scratch.chmod(0o755)  # mkdtemp made it the owner's alone
+            if path.exists():
+                # Aside first, so that at no moment both are gone.
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+                path.rename(aside / "run")
+                scratch.rename(path)
+                shutil.rmtree(aside)
+            else:
+                scratch.rename(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        if is_out_of_space(error):
+            raise ResourceError(
+                f"the disk filled up while {path} was written; nothing was kept; "
+                "free some or choose another place with -o"
+            ) from error
+        raise RunError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+def write_manifest(scratch: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, last, with the hash and size of every file written before it."""
+    outputs = {
+        str(file.relative_to(scratch)): {
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "bytes": file.stat().st_size,
+        }
+        for file in sorted(scratch.rglob("*"))
+        if file.is_file()
+    }
+    whole = {"schema_version": SCHEMA_VERSION, **manifest, "outputs": outputs}
+    text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
+    (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def find_runs(folder: Path) -> list[RunDirectory]:
+    """The finished runs directly under a folder, the newest first; what is no run is passed over."""
+    found = []
+    for manifest in folder.glob(f"*/{MANIFEST}"):
+        try:
+            found.append(open_run(manifest.parent))
+        except RunError:
+            continue
+    return sorted(found, key=lambda run: str(run.manifest.get("started", "")), reverse=True)
