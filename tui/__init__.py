@@ -1,0 +1,1 @@
+"""The neuron browser: reads run directories, never imports torch."""
