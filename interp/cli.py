@@ -174,7 +174,7 @@ def _print(result: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)  # in a file or a pipe nothing needs folding
+        console = Console(width=150)  # in a file or a pipe nothing needs folding
     console.print(terminal(result))
 
 

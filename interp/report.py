@@ -22,41 +22,44 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 
 
-def association_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
-    """Header and rows of the main table: one row a property and criterion."""
+def association_rows(result: HypothesisResult, *, full: bool = True) -> tuple[Row, list[Row]]:
+    """Header and rows of the main table: one row a property and criterion.
+
+    Args:
+        full: with the effects as seen and p; without, what fits a terminal.
+    """
     header = (
         "property",
         "criterion",
-        "n",
         "rho (null)",
-        "effect on |attribution| [95 %]",
+        *(("effect [95 %]",) if full else ()),
         "seen",
-        "corrected [95 %]",
-        "p",
+        "corrected effect [95 %]",
+        *(("p",) if full else ()),
         "q",
-        "effect on |d_z|, corrected",
+        "|d_z|, corrected [95 %]",
         "q",
-        "lowest tenth holds (null)",
+        "lowest tenth (null)",
     )
     by_key = {(r.property, r.criterion, r.function): r for r in result.associations}
     rows = []
     for name, criterion in dict.fromkeys((r.property, r.criterion) for r in result.associations):
-        attribution = by_key[name, criterion, "attribution"]
+        row = by_key[name, criterion, "attribution"]
         dz = by_key[name, criterion, "dz"]
+        seen = f"{row.effect:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
         rows.append(
             (
                 name,
                 criterion,
-                str(attribution.n_items),
-                f"{attribution.rho:+.3f} ({attribution.rho_null:+.3f})",
-                f"{attribution.effect:+.3f} [{attribution.low:+.3f}, {attribution.high:+.3f}]",
-                f"{attribution.attenuation:.2f}",
-                _corrected(attribution),
-                format_p(attribution.p),
-                format_p(attribution.q),
+                f"{row.rho:+.3f} ({row.rho_null:+.3f})",
+                *((seen,) if full else ()),
+                f"{row.attenuation:.2f}",
+                _corrected(row),
+                *((format_p(row.p),) if full else ()),
+                format_p(row.q),
                 _corrected(dz),
                 format_p(dz.q),
-                f"{attribution.share:.1%} ({attribution.share_null:.1%})",
+                f"{row.share:.1%} ({row.share_null:.1%})",
             )
         )
     return header, rows
@@ -114,27 +117,41 @@ def property_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
 
 def terminal(result: HypothesisResult) -> RenderableType:
     """Tables and verdict for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     def table(title: str, content: tuple[Row, list[Row]], left: int) -> Table:
         header, rows = content
-        grid = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+        grid = Table(
+            title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1)
+        )
         for place, name in enumerate(header):
-            grid.add_column(name, justify="left" if place < left else "right", overflow="fold")
+            grid.add_column(name, justify="left" if place < left else "right")
         for place, row in enumerate(rows):
-            last = place + 1 < len(rows) and rows[place + 1][0] != row[0] and left == 2
-            grid.add_row(*row, end_section=last)
+            grid.add_row(*row, end_section=place + 1 < len(rows) and len({r[0] for r in rows}) < len(rows) and rows[place + 1][0] != row[0])
         return grid
 
     parts: list[RenderableType] = [
         table("Pairs", property_rows(result), 2),
-        table("Magnitude against function, within layers", association_rows(result), 2),
+        table(
+            "Magnitude against function: |attribution|, and |d_z|, within layers",
+            association_rows(result, full=False),
+            2,
+        ),
     ]
     if result.changes:
         parts.append(table("Silencing a tenth of every layer", causal_rows(result), 1))
-    parts.append(Text(f"\nVerdict: {result.verdict.sentence}", style="bold"))
+    parts.append(
+        Text(
+            "rho: rank correlation of weight score and |attribution|. null: its mean with labels swapped "
+            "within items. seen: how much of a true effect shows at this n. corrected: (rho - null) / "
+            "seen. q: Benjamini-Hochberg. lowest tenth: share of |attribution| it holds.\n",
+            style="dim",
+        )
+    )
+    parts.append(Text(f"Verdict: {result.verdict.sentence}", style="bold"))
     return Group(*parts)
 
 

@@ -1,0 +1,199 @@
+"""What is recorded is what the definitions say, whatever the batches; attribution predicts ablation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from glulens.datasets.pairs import Pair, Text, load_material, misconception_pair
+from glulens.datasets.truthfulqa import load_misconceptions
+from glulens.errors import DataError, UsageError
+from glulens.probes.contrasts import encode_pairs, record_contrasts
+from glulens.probes.engine import make_engine, silencer
+from glulens.probes.hooks import HooksEngine
+from glulens.probes.likelihood import loglikelihoods
+from glulens.probes.tokens import Encoder, batches
+from glulens.prune.selection import NeuronSet
+
+
+def some_pairs(count: int) -> dict[str, list[Pair]]:
+    records = load_misconceptions().records[:count]
+    return {"misconception": [misconception_pair(record) for record in records]}
+
+
+def reference(opened, text: Text):
+    """LL, mean activation and gradient x activation of one text by itself, in float64."""
+    model = opened.model
+    prompt, answer = text.plain()
+    before = len(opened.tokenizer(prompt)["input_ids"])
+    ids = torch.tensor([opened.tokenizer(prompt + answer)["input_ids"]])
+    seen = []
+
+    def hook(module, args):
+        seen.append(args[0].detach().requires_grad_() if not seen else args[0])
+        return (seen[-1],)
+
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(hook) for layer in model.model.layers
+    ]
+    log_p = model(ids).logits.double().log_softmax(-1)
+    for handle in handles:
+        handle.remove()
+    positions = torch.arange(before, ids.shape[1])
+    ll = log_p[0, positions - 1, ids[0, positions]].sum()
+    gradients = torch.autograd.grad(ll, seen)
+    mean = torch.cat([a[0, before:].double().mean(0) for a in seen])
+    attribution = torch.cat(
+        [(a[0, 1:].double() * g[0, 1:].double()).sum(0) for a, g in zip(seen, gradients, strict=True)]
+    )
+    return float(ll), mean.detach().numpy(), attribution.detach().numpy()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200, 4096])
+def test_recording_equals_one_text_at_a_time(stories, max_tokens):
+    pairs = some_pairs(6)
+    found = record_contrasts(
+        make_engine(stories), Encoder(stories.tokenizer), pairs, max_tokens=max_tokens
+    )["misconception"]
+    for place, pair in enumerate(pairs["misconception"]):
+        a, b = reference(stories, pair.a), reference(stories, pair.b)
+        np.testing.assert_allclose(found.loglikelihood[place], [a[0], b[0]], rtol=1e-5)
+        for ours, theirs in (
+            (found.difference[place], a[1] - b[1]),
+            (found.attribution[place], a[2] - b[2]),
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_statistics_are_of_the_answers_tokens_and_no_others(stories):
+    pairs = some_pairs(5)
+    encoder, engine = Encoder(stories.tokenizer), make_engine(stories)
+    found = record_contrasts(engine, encoder, pairs, max_tokens=300)["misconception"].activation
+    rows = []
+    for text in encode_pairs(encoder, pairs["misconception"]):
+        seen = []
+        with torch.inference_mode():
+            engine.forward(torch.tensor([text.ids]), visit=lambda _, a, s=seen: s.append(a))
+        rows.append(torch.cat([a[0, text.start :] for a in seen], 1).double().numpy())
+    rows = np.concatenate(rows)
+    assert found.n_tokens == len(rows)
+    np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.rms, np.sqrt((rows**2).mean(0)), rtol=1e-4)
+    np.testing.assert_allclose(found.maximum, rows.max(0), rtol=1e-4, atol=1e-6)
+
+
+def test_batching_does_not_matter_on_smollm2(smollm):
+    pairs = some_pairs(8)
+    encoder, engine = Encoder(smollm.tokenizer), make_engine(smollm)
+    one, many = (
+        record_contrasts(engine, encoder, pairs, max_tokens=m)["misconception"] for m in (1, 1024)
+    )
+    for field in ("difference", "attribution"):
+        a, b = getattr(one, field), getattr(many, field)
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    np.testing.assert_allclose(one.activation.rms, many.activation.rms, rtol=1e-5)
+
+
+def test_a_shared_text_is_run_once_and_serves_every_property(stories, monkeypatch):
+    material = load_material(limit=4)
+    texts = {t for p in material.pairs.values() for pair in p for t in (pair.a, pair.b)}
+    assert len(texts) == material.n_texts
+    rows = 0
+    forward = HooksEngine.forward
+
+    def counting(self, ids, **kwargs):
+        nonlocal rows
+        rows += len(ids)
+        return forward(self, ids, **kwargs)
+
+    monkeypatch.setattr(HooksEngine, "forward", counting)
+    found = record_contrasts(make_engine(stories), Encoder(stories.tokenizer), material.pairs)
+    assert rows == len(texts) < sum(2 * len(p) for p in material.pairs.values())
+    alone = record_contrasts(
+        make_engine(stories), Encoder(stories.tokenizer), {"control": material.pairs["control"]}
+    )
+    np.testing.assert_allclose(
+        found["control"].attribution, alone["control"].attribution, atol=1e-4
+    )
+
+
+def exact_effects(engine, texts, neurons) -> np.ndarray:
+    """LL(text) minus LL(text with the neuron silenced at all positions but 0), [neurons, texts]."""
+    intact = loglikelihoods(engine, texts)
+    ends = np.cumsum(engine.widths)
+    found = []
+    for neuron in neurons:
+        layer = int(np.searchsorted(ends, neuron, side="right"))
+        index = neuron - (ends[layer] - engine.widths[layer])
+        cut = NeuronSet(
+            engine.widths,
+            tuple(
+                np.array([index] if at == layer else [], int) for at in range(len(engine.widths))
+            ),
+        )
+        found.append(intact - loglikelihoods(engine, texts, visit=silencer(cut, spare_first=True)))
+    return np.array(found)
+
+
+def agreement(opened, count: int, neurons: int):
+    """Mean attribution of random neurons and its exact value by ablation, with their layers."""
+    pairs = some_pairs(count)
+    engine, encoder = make_engine(opened), Encoder(opened.tokenizer)
+    recorded = record_contrasts(engine, encoder, pairs)["misconception"]
+    chosen = np.random.default_rng(0).choice(sum(engine.widths), neurons, replace=False)
+    exact = exact_effects(engine, encode_pairs(encoder, pairs["misconception"]), chosen)
+    exact = (exact[:, 0::2] - exact[:, 1::2]).mean(1)
+    layers = np.searchsorted(np.cumsum(engine.widths), chosen, side="right")
+    return recorded.attribution.mean(0)[chosen], exact, layers
+
+
+def test_attribution_predicts_exact_ablation_on_stories(stories):
+    approximate, exact, _ = agreement(stories, count=20, neurons=64)
+    pearson, spearman = stats.pearsonr(approximate, exact)[0], stats.spearmanr(approximate, exact)[0]
+    print(f"stories260k, 64 random neurons: Pearson {pearson:.3f}, Spearman {spearman:.3f}")
+    assert pearson > 0.9
+    assert spearman > 0.9
+
+
+def test_attribution_predicts_exact_ablation_on_smollm2(smollm):
+    approximate, exact, layers = agreement(smollm, count=4, neurons=64)
+    spearman = stats.spearmanr(approximate, exact)[0]
+    # Layer 0 has neurons whose removal breaks the model; no first order foresees that, and one of
+    # them decides Pearson's r. Ranks bear it; elsewhere the values agree too.
+    later = layers > 0
+    pearson = stats.pearsonr(approximate[later], exact[later])[0]
+    print(f"SmolLM2, 64 random neurons: Spearman {spearman:.3f}; beyond layer 0 Pearson {pearson:.3f}")
+    assert spearman > 0.85
+    assert pearson > 0.95
+
+
+def test_batches_hold_every_text_once_within_the_budget(stories):
+    texts = encode_pairs(Encoder(stories.tokenizer), some_pairs(20)["misconception"])
+    found = list(batches(texts, 256, torch.device("cpu")))
+    assert sorted(row for batch in found for row in batch.rows) == list(range(len(texts)))
+    for batch in found:
+        assert batch.ids.numel() <= 256 or len(batch.rows) == 1
+        assert not batch.real[:, 0].any()
+        for place, row in enumerate(batch.rows):
+            assert int(batch.answer[place].sum()) == texts[row].n_answer
+            assert tuple(batch.ids[place, : len(texts[row])].tolist()) == texts[row].ids
+
+
+def test_texts_that_cannot_be_encoded_are_refused(stories):
+    encoder = Encoder(stories.tokenizer, max_length=16)
+    with pytest.raises(DataError, match="exceeds the model's context of 16"):
+        encoder.text(Text("Why?", "Because of a very long chain of reasons.", "question"))
+    with pytest.raises(DataError, match="no token of its own"):
+        encoder.text(Text("Say nothing", "", "request"))
+    with pytest.raises(UsageError, match="no chat template"):
+        Encoder(stories.tokenizer, chat=True)
+
+
+def test_chat_puts_the_users_words_through_the_template(smollm):
+    text = Text("Who was first?", "She was.", "request")
+    encoded = Encoder(smollm.tokenizer, chat=True).text(text)
+    said = smollm.tokenizer.decode(encoded.ids)
+    assert said.endswith("<|im_start|>user\nWho was first?<|im_end|>\n<|im_start|>assistant\nShe was.")
+    assert smollm.tokenizer.decode(encoded.ids[encoded.start :]) == "She was."

@@ -1,0 +1,179 @@
+"""The statistic against scipy, its null against simulation, its correction against known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from glulens.interp.localisation import (
+    Localiser,
+    Resamples,
+    associate,
+    attenuation,
+    benjamini_hochberg,
+    functional,
+    systematic_energy,
+    two_sided,
+)
+
+WIDTHS = (60, 40)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def make_localiser(rng, *, ties: bool = False):
+    scores = [rng.random(width) for width in WIDTHS]
+    if ties:
+        scores = [np.round(layer, 1) for layer in scores]
+    return scores, Localiser({"c": scores})
+
+
+def test_rank_correlation_is_scipys_averaged_over_layers(rng):
+    for ties in (False, True):
+        scores, localiser = make_localiser(rng, ties=ties)
+        values = rng.random((3, sum(WIDTHS))).astype(np.float32)
+        rho, share = localiser.by_layer(values)
+        assert rho.shape == (2, 3, 1)
+        for draw in range(3):
+            begin = 0
+            for layer, width in enumerate(WIDTHS):
+                part = values[draw, begin : begin + width]
+                begin += width
+                assert rho[layer, draw, 0] == pytest.approx(
+                    stats.spearmanr(scores[layer], part)[0], abs=1e-6
+                )
+                lowest = np.argsort(scores[layer], kind="stable")[: width // 10]
+                assert share[layer, draw, 0] == pytest.approx(
+                    part[lowest].sum() / part.sum(), rel=1e-5
+                )
+
+
+def test_functional_scores_are_their_definitions(rng):
+    x = rng.normal(1, 2, (30, 7)).astype(np.float32)
+    observed = Resamples.observed(30)
+    np.testing.assert_allclose(functional(x, observed, "attribution")[0], abs(x.mean(0)), rtol=1e-5)
+    dz = abs(x.mean(0)) / x.std(0, ddof=1)
+    np.testing.assert_allclose(functional(x, observed, "dz")[0], dz, rtol=1e-4)
+    flips = Resamples.sign_flips(30, 5, rng)
+    boots = Resamples.bootstrap(30, 5, rng)
+    for draw in range(5):
+        flipped = flips.first[draw][:, None] * x
+        dz = abs(flipped.mean(0)) / flipped.std(0, ddof=1)
+        np.testing.assert_allclose(functional(x, flips, "dz")[draw], dz, rtol=1e-4)
+        drawn = np.repeat(x, boots.first[draw].astype(int), axis=0)
+        dz = abs(drawn.mean(0)) / drawn.std(0, ddof=1)
+        np.testing.assert_allclose(functional(x, boots, "dz")[draw], dz, rtol=1e-4)
+    constant = np.full((30, 2), 3, np.float32)
+    np.testing.assert_array_equal(functional(constant, observed, "dz"), 0)
+
+
+def correlated_noise(rng, items, localiser_scores):
+    """Neurons that share factors and vary more the larger they are: the null's hard case."""
+    factors = rng.normal(size=(items, 3))
+    layers = []
+    for scores in localiser_scores:
+        loads = np.random.default_rng(1).normal(size=(3, len(scores)))
+        own = rng.normal(size=(items, len(scores)))
+        layers.append((factors @ loads + own) * (0.2 + scores))
+    return np.concatenate(layers, 1).astype(np.float32)
+
+
+def test_p_is_uniform_under_the_null_with_shared_factors_where_neuron_permutation_is_not(rng):
+    scores, localiser = make_localiser(rng)
+    ours, permuted = [], []
+    for _ in range(300):
+        x = correlated_noise(rng, 20, scores)
+        rho = localiser.over(x, Resamples.observed(20), "attribution")[0][0]
+        null = localiser.over(x, Resamples.sign_flips(20, 99, rng), "attribution")[0]
+        ours.append(two_sided(rho, null)[0])
+        value = functional(x, Resamples.observed(20), "attribution")
+        begin, shuffled = 0, []
+        for width in WIDTHS:
+            part = value[0, begin : begin + width]
+            shuffled.append(np.stack([rng.permutation(part) for _ in range(99)]))
+            begin += width
+        permutations = localiser.by_layer(np.concatenate(shuffled, 1))[0].mean(0)
+        permuted.append(two_sided(rho, permutations)[0])
+    assert stats.kstest(ours, "uniform").pvalue > 0.01
+    assert np.mean(np.array(ours) < 0.05) < 0.085, "5 % + 3 standard errors"
+    assert np.mean(np.array(permuted) < 0.05) > 0.3, "permuting neurons rejects a true null"
+
+
+def test_a_planted_localisation_is_found_with_its_sign(rng):
+    scores, localiser = make_localiser(rng)
+    noise = correlated_noise(rng, 60, scores)
+    for direction in (-1, 1):
+        size = np.concatenate([np.exp(direction * 3 * s) for s in scores])
+        x = (noise + size * rng.choice([-1, 1], size.shape)).astype(np.float32)
+        flips, boots = Resamples.sign_flips(60, 199, rng), Resamples.bootstrap(60, 100, rng)
+        (found,), resampled = associate(localiser, "p", x, "attribution", flips, boots, rng)
+        assert found.effect * direction > 0.1
+        assert found.p == pytest.approx(2 / 200)
+        assert found.low < found.effect < found.high
+        assert (found.share > found.share_null) == (direction < 0)
+        assert resampled.shape == (100, 1)
+
+
+def test_the_correction_recovers_a_true_effect_that_noise_hides():
+    rng = np.random.default_rng(5)
+    widths = (600,) * 6
+    scores = [rng.random(w) for w in widths]
+    localiser = Localiser({"c": scores})
+    spread = np.concatenate([np.exp(0.8 * rng.normal(size=600)) * (0.5 + s) for s in scores])
+
+    def planted(correlation):
+        parts = []
+        for layer in scores:
+            normal = stats.norm.ppf((stats.rankdata(layer) - 0.5) / 600)
+            score = correlation * normal + np.sqrt(1 - correlation**2) * rng.normal(size=600)
+            parts.append(stats.halfnorm.ppf((stats.rankdata(score) - 0.5) / 600))
+        return 0.15 * np.concatenate(parts) * rng.choice([-1, 1], 3600)
+
+    mu, unrelated = planted(-0.5) * spread, planted(0) * spread
+    truth = (localiser.by_layer(abs(mu)[None])[0] - localiser.by_layer(abs(unrelated)[None])[0]).mean()
+    for items, seen_below in ((20, 0.35), (200, 0.75)):
+        x = (rng.normal(size=(items, 3600)) * spread + mu).astype(np.float32)
+        flips, boots = Resamples.sign_flips(items, 200, rng), Resamples.bootstrap(items, 100, rng)
+        (found,), _ = associate(localiser, "p", x, "attribution", flips, boots, rng)
+        assert found.attenuation < seen_below
+        assert found.corrected is not None
+        assert abs(found.effect) < seen_below * abs(truth) + 0.03
+        assert found.corrected[0] == pytest.approx(truth, abs=0.09)
+
+
+def test_pure_noise_is_called_too_faint_to_locate(rng):
+    scores, localiser = make_localiser(rng)
+    x = rng.normal(size=(40, sum(WIDTHS))).astype(np.float32)
+    x -= x.mean(0)  # no systematic part whatever
+    np.testing.assert_array_equal(attenuation(localiser, x, "attribution", rng), 0)
+
+
+def test_energy_is_unbiased(rng):
+    mu = np.array([0.0, 0.5, -2.0])
+    found = np.mean(
+        [systematic_energy(rng.normal(mu, 1, (10, 3))) for _ in range(4000)], axis=0
+    )
+    np.testing.assert_allclose(found, mu**2, atol=0.06)
+
+
+def test_constant_scores_order_nothing():
+    localiser = Localiser({"c": [np.ones(30)]})
+    rho, _ = localiser.by_layer(np.random.default_rng(0).random((2, 30)).astype(np.float32))
+    np.testing.assert_array_equal(rho, 0)
+
+
+def test_two_sided_p_counts_the_observed_itself():
+    null = np.arange(99, dtype=float)[:, None]
+    assert two_sided(np.array([1000.0]), null)[0] == pytest.approx(2 / 100)
+    assert two_sided(np.array([-1.0]), null)[0] == pytest.approx(2 / 100)
+    assert two_sided(np.array([49.0]), null)[0] == 1
+
+
+def test_benjamini_hochberg_by_hand():
+    p = [0.01, 0.04, 0.03, 0.5]
+    np.testing.assert_allclose(benjamini_hochberg(p), [0.04, 0.16 / 3, 0.16 / 3, 0.5])
+    assert benjamini_hochberg([]).size == 0
