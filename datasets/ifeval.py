@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from .records import BadRecord, Instruction
-from .sources import BUILTIN, HUB, DataSet, HubFile, build, fetch, find_local, read_jsonl, sample_file
+from .sources import (
+    BUILTIN,
+    HUB,
+    DataSet,
+    HubFile,
+    build,
+    fetch,
+    find_local,
+    read_jsonl,
+    sample_file,
+)
 
 ON_HUB = HubFile(
     "google/IFEval",

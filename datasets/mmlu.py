@@ -63,9 +63,7 @@ def _from_sample(number: int, row: Mapping[str, Any], path: Path) -> Fact:
 
 def _from_hub(number: int, row: Mapping[str, Any], path: Path) -> Fact:
     choices = tuple(choice.strip() for choice in row["choices"])
-    return Fact(
-        f"mmlu-{number}", row["question"].strip(), choices, row["answer"], row["subject"]
-    )
+    return Fact(f"mmlu-{number}", row["question"].strip(), choices, row["answer"], row["subject"])
 
 
 def _from_csv(number: int, row: Mapping[str, Any], path: Path) -> Fact:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from ..errors import DataError
 from .records import Passage
-from .sources import BUILTIN, HUB, DataSet, HubFile, build, fetch, find_local, read_jsonl, sample_file
+from .sources import (
+    BUILTIN,
+    HUB,
+    DataSet,
+    HubFile,
+    build,
+    fetch,
+    find_local,
+    read_jsonl,
+    sample_file,
+)
 
 ON_HUB = HubFile(
     "Salesforce/wikitext",

@@ -126,9 +126,7 @@ def fact_pair(record: Fact) -> Pair | None:
     if not wrong:
         return None
     other = nearest_in_length(wrong, right)
-    return Pair(
-        FACT, record.id, _answer(record.question, other), _answer(record.question, right)
-    )
+    return Pair(FACT, record.id, _answer(record.question, other), _answer(record.question, right))
 
 
 def instruction_pair(record: Instruction) -> Pair | None:

@@ -47,7 +47,9 @@ Row = tuple[int, Mapping[str, Any]]
 """A line number (1-based) and what stands there."""
 
 
-def read_csv(path: Path, *, columns: Sequence[str] | None = None, header: bool = True) -> Iterator[Row]:
+def read_csv(
+    path: Path, *, columns: Sequence[str] | None = None, header: bool = True
+) -> Iterator[Row]:
     """Rows of a CSV file as mappings.
 
     Args:

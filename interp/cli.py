@@ -133,8 +133,8 @@ def _hypothesis(
 ) -> None:
     from ..progress import on_stderr
     from ..prune.criteria import parse_criteria
-    from .hypothesis import make_options
     from .hypothesis import hypothesis as run
+    from .hypothesis import make_options
 
     where = {name: options.pop(name) for name in ("dtype", "device") if name in options}
     if criteria is not None:

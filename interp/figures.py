@@ -76,7 +76,9 @@ def localisation_figure(result: HypothesisResult) -> Figure:
                 label=name,
             )
         axis.set_title(TITLES[function], fontsize=10)
-        axis.set_xlabel("corrected effect: within-layer rank\ncorrelation with magnitude, beyond the null")
+        axis.set_xlabel(
+            "corrected effect: within-layer rank\ncorrelation with magnitude, beyond the null"
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(criteria)), criteria)
     axes[0].invert_yaxis()

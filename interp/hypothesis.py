@@ -77,7 +77,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 2:
-            raise UsageError(f"limit {self.limit}: at least 2 items are needed; leave it out for all")
+            raise UsageError(
+                f"limit {self.limit}: at least 2 items are needed; leave it out for all"
+            )
         if not self.criteria:
             raise UsageError("no criterion given")
         for name in self.criteria:
@@ -372,7 +374,9 @@ def _manifest(
         "command": "hypothesis",
         "status": "complete",
         "argv": list(sys.argv if argv is None else argv),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
+            timespec="seconds"
+        ),
         "seconds": round(time.time() - started, 1),
         "options": {**asdict(options), "criteria": list(options.criteria)},
         "model": {

@@ -115,9 +115,7 @@ def functional(
     variance = np.maximum(square - mean**2, 0) * (total / np.maximum(total - 1, 1))
     # What is left of a constant column after rounding is not variation.
     variance[variance <= 1e-10 * square] = 0
-    return np.divide(
-        np.abs(mean), np.sqrt(variance), out=np.zeros_like(mean), where=variance > 0
-    )
+    return np.divide(np.abs(mean), np.sqrt(variance), out=np.zeros_like(mean), where=variance > 0)
 
 
 class Localiser:

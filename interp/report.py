@@ -101,7 +101,14 @@ def causal_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
 
 def property_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
     """Header and rows: what each property's pairs are, and how the intact model does on them."""
-    header = ("property", "a minus b", "items", "prefers the better", "margin (nats)", "tokens a / b")
+    header = (
+        "property",
+        "a minus b",
+        "items",
+        "prefers the better",
+        "margin (nats)",
+        "tokens a / b",
+    )
     return header, [
         (
             row["property"],
@@ -125,12 +132,21 @@ def terminal(result: HypothesisResult) -> RenderableType:
     def table(title: str, content: tuple[Row, list[Row]], left: int) -> Table:
         header, rows = content
         grid = Table(
-            title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1)
+            title=f"\n{title}",
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
         )
         for place, name in enumerate(header):
             grid.add_column(name, justify="left" if place < left else "right")
         for place, row in enumerate(rows):
-            grid.add_row(*row, end_section=place + 1 < len(rows) and len({r[0] for r in rows}) < len(rows) and rows[place + 1][0] != row[0])
+            grid.add_row(
+                *row,
+                end_section=place + 1 < len(rows)
+                and len({r[0] for r in rows}) < len(rows)
+                and rows[place + 1][0] != row[0],
+            )
         return grid
 
     parts: list[RenderableType] = [
@@ -272,7 +288,9 @@ def write_run(result: HypothesisResult, path: Path, *, overwrite: bool = False) 
         (scratch / "layers.csv").write_text(result.layers.write_csv())
         write_figures(result, scratch / FIGURES)
         (scratch / REPORT).write_text(report(result), encoding="utf-8")
-        columns = {NEURONS: dict(zip(result.neurons.columns, map(str, result.neurons.dtypes), strict=True))}
+        columns = {
+            NEURONS: dict(zip(result.neurons.columns, map(str, result.neurons.dtypes), strict=True))
+        }
         write_manifest(
             scratch,
             {**result.manifest, "verdict": result.to_json()["verdict"], "columns": columns},

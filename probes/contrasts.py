@@ -121,14 +121,14 @@ def record_contrasts(
     }
 
 
-def _read(
-    engine: Engine, batch: Batch
-) -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
+def _read(engine: Engine, batch: Batch) -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
     """Activations by layer; mean activation and attribution [batch, neurons]; LL [batch]."""
     activations: list[Tensor] = []
 
     def visit(layer: int, activation: Tensor) -> Tensor:
-        if not activation.requires_grad:  # weights are frozen: the graph begins at layer 0's neurons
+        if (
+            not activation.requires_grad
+        ):  # weights are frozen: the graph begins at layer 0's neurons
             activation = activation.detach().requires_grad_()
         activations.append(activation)
         return activation

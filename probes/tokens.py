@@ -36,7 +36,9 @@ class Encoder:
     template. No BOS is added that the tokenizer does not add by itself.
     """
 
-    def __init__(self, tokenizer: Any, *, chat: bool = False, max_length: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, chat: bool = False, max_length: int | None = None
+    ) -> None:
         if chat and not getattr(tokenizer, "chat_template", None):
             raise UsageError("this model has no chat template; leave --chat out")
         self._tokenizer = tokenizer

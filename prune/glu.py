@@ -55,7 +55,11 @@ def glu_layers(model: nn.Module) -> list[GluLayer]:
         if ".experts." in name or ".shared_expert" in name:
             continue
         gate, up, down = parts
-        if isinstance(gate, nn.Linear) and isinstance(up, nn.Linear) and isinstance(down, nn.Linear):
+        if (
+            isinstance(gate, nn.Linear)
+            and isinstance(up, nn.Linear)
+            and isinstance(down, nn.Linear)
+        ):
             if not gate.out_features == up.out_features == down.in_features:
                 raise ModelError(
                     f"{name}: gate, up and down disagree on the number of neurons "

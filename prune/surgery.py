@@ -36,9 +36,7 @@ def _slice(linear: nn.Linear, keep: Tensor, dim: int) -> nn.Linear:
     """`linear` with the kept rows (dim 0) or columns (dim 1); the original is not touched."""
     weight = linear.weight.detach().index_select(dim, keep.to(linear.weight.device)).clone()
     # Made on `meta`: nothing is initialised only to be overwritten.
-    new = nn.Linear(
-        weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta"
-    )
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
     new.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     if linear.bias is not None:
         bias = linear.bias.detach()

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from glulens.prune.models import ModelSource, OpenedModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 class StoriesTokenizer:

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-
 from glulens.errors import UsageError
 from glulens.probes.engine import make_engine, silencer
 from glulens.probes.hooks import HooksEngine
@@ -55,9 +54,7 @@ def test_engines_agree_on_smollm2_and_under_replacement(smollm):
     largest = max(a.abs().max() for a in ours)
     assert max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) < 1e-4 * largest
     for layer in (0, 15, 29):
-        torch.testing.assert_close(
-            ours[layer][:, 1:], theirs[layer][:, 1:], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(ours[layer][:, 1:], theirs[layer][:, 1:], atol=1e-4, rtol=0)
 
 
 def test_the_activation_is_what_the_definition_says(tiny):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from glulens.interp.localisation import (
     Localiser,
     Resamples,
@@ -16,6 +14,7 @@ from glulens.interp.localisation import (
     systematic_energy,
     two_sided,
 )
+from scipy import stats
 
 WIDTHS = (60, 40)
 
@@ -134,7 +133,9 @@ def test_the_correction_recovers_a_true_effect_that_noise_hides():
         return 0.15 * np.concatenate(parts) * rng.choice([-1, 1], 3600)
 
     mu, unrelated = planted(-0.5) * spread, planted(0) * spread
-    truth = (localiser.by_layer(abs(mu)[None])[0] - localiser.by_layer(abs(unrelated)[None])[0]).mean()
+    truth = (
+        localiser.by_layer(abs(mu)[None])[0] - localiser.by_layer(abs(unrelated)[None])[0]
+    ).mean()
     for items, seen_below in ((20, 0.35), (200, 0.75)):
         x = (rng.normal(size=(items, 3600)) * spread + mu).astype(np.float32)
         flips, boots = Resamples.sign_flips(items, 200, rng), Resamples.bootstrap(items, 100, rng)
@@ -154,9 +155,7 @@ def test_pure_noise_is_called_too_faint_to_locate(rng):
 
 def test_energy_is_unbiased(rng):
     mu = np.array([0.0, 0.5, -2.0])
-    found = np.mean(
-        [systematic_energy(rng.normal(mu, 1, (10, 3))) for _ in range(4000)], axis=0
-    )
+    found = np.mean([systematic_energy(rng.normal(mu, 1, (10, 3))) for _ in range(4000)], axis=0)
     np.testing.assert_allclose(found, mu**2, atol=0.06)
 
 

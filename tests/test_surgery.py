@@ -7,16 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
-
 from glulens.errors import ModelError, UsageError
 from glulens.prune import surgery
 from glulens.prune.criteria import score_layers
 from glulens.prune.glu import glu_layers
 from glulens.prune.selection import NeuronSet, lowest
 from glulens.prune.surgery import masked, resize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 IDS = torch.tensor([[5, 17, 80, 3, 42, 9]])
 
@@ -27,9 +26,7 @@ def some(model, seed: int, *, even: bool) -> NeuronSet:
     count = rng.integers(0, min(widths))
     return NeuronSet(
         widths,
-        tuple(
-            rng.choice(w, count if even else rng.integers(0, w), replace=False) for w in widths
-        ),
+        tuple(rng.choice(w, count if even else rng.integers(0, w), replace=False) for w in widths),
     )
 
 
@@ -57,7 +54,9 @@ def test_masked_equals_resized(tiny, seed, even, bias):
 def test_masked_equals_resized_on_smollm2(smollm):
     cut = lowest(score_layers(glu_layers(smollm.model), "ppm"), fraction=0.1)
     assert cut.counts == (153,) * 30
-    ids = torch.tensor([smollm.tokenizer("The capital of France is Paris, of course.")["input_ids"]])
+    ids = torch.tensor(
+        [smollm.tokenizer("The capital of France is Paris, of course.")["input_ids"]]
+    )
     with torch.inference_mode():
         intact = smollm.model(ids).logits
         with masked(smollm.model, cut):
@@ -119,8 +118,9 @@ def test_sets_that_do_not_fit_are_refused(tiny):
         resize(model, NeuronSet((40,) * 3, (np.arange(2),) * 3))
     with pytest.raises(UsageError, match="layer 2: all neurons would go"):
         resize(model, NeuronSet((48,) * 3, (np.arange(2), np.arange(2), np.arange(48))))
-    with pytest.raises(UsageError, match="this one has"), masked(
-        model, NeuronSet((48,) * 2, (np.arange(2),) * 2)
+    with (
+        pytest.raises(UsageError, match="this one has"),
+        masked(model, NeuronSet((48,) * 2, (np.arange(2),) * 2)),
     ):
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import DataTable, Footer, Header, Label, Select
 
-from ..rundir import KEYS, RunDirectory, open_run
+from ..errors import UsageError
+from ..rundir import KEYS, NEURONS, RunDirectory, open_run
 from .columns import TOP, Ranking, shown, sortable
 
 ALL_LAYERS = "all layers"
@@ -139,9 +141,7 @@ class Browser(App[None]):
         """Go to the next or the previous layer; all layers come before the first."""
         choices = [-1, *self._layers]
         now = -1 if self.ranking.layer is None else self.ranking.layer
-        self.query_one("#layer", Select).value = choices[
-            (choices.index(now) + step) % len(choices)
-        ]
+        self.query_one("#layer", Select).value = choices[(choices.index(now) + step) % len(choices)]
 
     def action_all_layers(self) -> None:
         """Drop the layer filter."""
@@ -165,6 +165,10 @@ def browse(path: str | Path) -> None:
 
     Raises:
         RunError: no such run, or nothing in it to rank.
+        UsageError: there is no terminal to draw on.
     """
     run = open_run(path)
+    # Textual reads keys from stdin and draws on stderr; without them it would wait for ever.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"browse needs a terminal; to read {path} elsewhere, open its {NEURONS}")
     Browser(run, run.neurons()).run()

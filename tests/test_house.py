@@ -1,0 +1,140 @@
+"""The walls: which room may use which, what is light, what must not be there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# Arrows point one way: a room may import these rooms and the modules at the root.
+MAY_USE = {
+    "prune": set(),
+    "datasets": set(),
+    "probes": {"prune", "datasets"},
+    "interp": {"prune", "datasets", "probes", "tui"},
+    "tui": set(),
+}
+# interp uses tui in one place: the command that opens the browser.
+ONLY_FROM = {("interp", "tui"): {"cli.py"}}
+HEAVY = {"torch", "transformers", "transformer_lens", "nnsight", "sklearn", "datasets"}
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """Absolute names of everything a file imports, with whether it is at the module's top."""
+    package = ("glulens", *file.relative_to(REPOSITORY).parts[:-1])
+    tree = ast.parse(file.read_text())
+    top = set(
+        ast.walk(
+            ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        )
+    )
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join((*base, *([node.module] if node.module else [])))
+            found += [(f"{name}.{alias.name}", node in top) for alias in node.names]
+    return found
+
+
+ROOMS = {room: sorted((REPOSITORY / room).glob("*.py")) for room in MAY_USE}
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_arrows_point_one_way(room):
+    assert ROOMS[room], f"{room}/ is empty"
+    for file in ROOMS[room]:
+        for name, _ in imports(file):
+            parts = name.split(".")
+            if parts[0] != "glulens" or len(parts) < 2 or parts[1] == room:
+                continue
+            if parts[1] in MAY_USE:
+                assert parts[1] in MAY_USE[room], f"{file.name} in {room}/ imports {name}"
+                only = ONLY_FROM.get((room, parts[1]))
+                assert only is None or file.name in only, f"{file.name} imports {name}"
+
+
+def test_imports_inside_the_package_are_relative():
+    for file in [*REPOSITORY.glob("*.py"), *(f for files in ROOMS.values() for f in files)]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            assert not any(name.split(".")[0] == "glulens" for name in names), file
+
+
+def test_the_browser_never_imports_torch():
+    for file in ROOMS["tui"]:
+        assert not {name.split(".")[0] for name, _ in imports(file)} & HEAVY, file
+    loaded = modules_after("import glulens.tui.app, glulens.tui.columns")
+    assert not loaded & HEAVY
+
+
+def test_datasets_is_no_regular_package():
+    assert not (REPOSITORY / "datasets" / "__init__.py").exists()
+
+
+def test_data_is_never_run():
+    for files in ROOMS.values():
+        for file in files:
+            names = {name.split(".")[0] for name, _ in imports(file)}
+            assert not names & {"pickle", "marshal", "shelve", "dill", "joblib"}, file
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in {"eval", "exec", "compile"}, file
+                if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                    assert isinstance(node.value, ast.Constant), file
+                    assert node.value.value is False, file
+
+
+def modules_after(code: str) -> set[str]:
+    run = f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_importing_glulens_is_light():
+    assert not modules_after("import glulens") & {*HEAVY, "polars", "numpy", "matplotlib", "rich"}
+
+
+def test_every_public_name_is_there():
+    import glulens
+
+    for name in glulens.__all__:
+        assert getattr(glulens, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = glulens.nothing  # pyright: ignore
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert glulens.__version__ == project["version"]
+
+
+def test_packages_are_all_listed():
+    listed = set(
+        tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    folders = {
+        f"glulens.{f.parent.relative_to(REPOSITORY)}" for files in ROOMS.values() for f in files
+    }
+    assert listed == {"glulens", "glulens.datasets.sample", *folders}
+
+
+def test_modules_are_small_enough_to_read_at_once():
+    long = {
+        str(file.relative_to(REPOSITORY)): lines
+        for files in ROOMS.values()
+        for file in files
+        if (lines := len(file.read_text().splitlines())) > 500
+    }
+    assert not long
