@@ -35,7 +35,17 @@ _HOMES = {
     "score": ".interp.score",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "HypothesisResult",
+    "NeuronSet",
+    "OpenedModel",
+    "RunDirectory",
+    "__version__",
+    "hypothesis",
+    "open_model",
+    "open_run",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,8 @@ def silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def on_stderr() -> Iterator[Progress]:
-    """Progress bars on stderr, one a job; on a dumb terminal or in a log, one line a finished job."""
+    """Progress bars on stderr, one a job; on a dumb terminal or in a log, one line a finished
+    job."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

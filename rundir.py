@@ -166,7 +166,8 @@ def write_manifest(scratch: Path, manifest: dict[str, Any]) -> None:
 
 
 def find_runs(folder: Path) -> list[RunDirectory]:
-    """The finished runs directly under a folder, the newest first; what is no run is passed over."""
+    """The finished runs directly under a folder, the newest first; what is no run is passed
+    over."""
     found = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
         try:

@@ -1,4 +1,4 @@
-"""Paired contrasts: two texts of one item that differ in the property and in as little else as can be.
+"""Paired contrasts: two texts of one item that differ in a property and in little else.
 
 =============  =====================================  ==========================================
 property       a minus b                              what it is
@@ -9,8 +9,8 @@ instruction    with minus without the instruction     IFEval; the same response 
 control        another true minus the best answer     same questions, same form, nothing false in it
 =============  =====================================  ==========================================
 
-Of several answers the one nearest in length to the other member's is taken, so that length tells the
-two apart as little as the data allow.
+Of several answers the one nearest in length to the other member's is taken, so that length tells
+the two apart as little as the data allow.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ PROPERTIES = {
 
 @dataclass(frozen=True)
 class Material:
-    """Everything a hypothesis run reads: pairs by property, neutral text, and where it came from."""
+    """What a hypothesis run reads: pairs by property, neutral text, and where they came from."""
 
     pairs: dict[str, tuple[Pair, ...]]
     neutral: tuple[Passage, ...]

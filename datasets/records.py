@@ -63,7 +63,8 @@ class Instruction:
     """A prompt with checkable instructions (IFEval's ids and arguments).
 
     `request` is the same request without the instruction; `compliant` and `noncompliant` are
-    responses that obey and break it. Official IFEval has only the prompt, the ids and the arguments.
+    responses that obey and break it. Official IFEval has only the prompt, the ids and the
+    arguments.
     """
 
     id: str

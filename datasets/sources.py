@@ -59,6 +59,7 @@ def read_csv(
     Raises:
         DataError: unreadable file, missing column, or a row of another length, with its line.
     """
+    start = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -1,8 +1,9 @@
 """A first causal look: silence a tenth of the neurons and see what is lost.
 
 Zero ablation of a set equals pruning it (the projections have no bias that would differ), so this
-answers what *pruning* does, not where information is. The lowest and the highest tenth by a criterion
-are silenced in every layer, and random tenths with the same counts per layer beside them. Reported are
+answers what *pruning* does, not where information is. The lowest and the highest tenth by a
+criterion are silenced in every layer, and random tenths with the same counts per layer beside them.
+Reported are
 
 - for every property the change of the margin, LL(preferred) - LL(other) in nats per item, and
 - damage: the change of the mean negative log-likelihood per token of neutral text, in nats.

@@ -19,8 +19,8 @@ from .. import __version__
 from ..errors import GlulensError, ResourceError, RunError
 
 EXIT_CODES = """
-Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or disk;
-5 unfinished, resumable; 130 interrupted.
+Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
+disk; 5 unfinished, resumable; 130 interrupted.
 """
 RUNS = Path("runs")
 
@@ -108,8 +108,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def hypothesis(model: str, **options: Any) -> None:
     """Test whether misconceptions live in low-magnitude neurons of MODEL.
 
-    MODEL is smollm2-135m-instruct, a folder saved by Transformers, a .gguf file, or a hub id with an
-    optional @revision.
+    MODEL is smollm2-135m-instruct, a folder saved by Transformers, a .gguf file, or a hub id with
+    an optional @revision.
     """
     _hypothesis("hypothesis", model, **options)
 

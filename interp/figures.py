@@ -13,7 +13,7 @@ import polars
 
 from ..datasets.pairs import PROPERTIES
 from .causal import DAMAGE
-from .localisation import FUNCTIONS
+from .localisation import FUNCTIONS, corrected
 from .verdict import SESOI
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ def localisation_figure(result: HypothesisResult) -> Figure:
         for k, name in enumerate(properties):
             offset = (k - (len(properties) - 1) / 2) * 0.18
             chosen = [
-                (criteria.index(r.criterion) + offset, r.corrected)
+                (criteria.index(r.criterion) + offset, found)
                 for r in rows
-                if r.function == function and r.property == name and r.corrected is not None
+                if r.function == function
+                and r.property == name
+                and (found := corrected(r)) is not None
             ]
             axis.errorbar(
                 [c[0] for _, c in chosen],
@@ -75,7 +77,15 @@ def localisation_figure(result: HypothesisResult) -> Figure:
                 color=COLOURS[name],
                 label=name,
             )
-        axis.set_title(TITLES[function], fontsize=10)
+        faint = [
+            name
+            for name in properties
+            if all(
+                corrected(r) is None for r in rows if (r.function, r.property) == (function, name)
+            )
+        ]
+        note = f"\n(too faint to locate: {', '.join(faint)})" if faint else ""
+        axis.set_title(TITLES[function] + note, fontsize=10)
         axis.set_xlabel(
             "corrected effect: within-layer rank\ncorrelation with magnitude, beyond the null"
         )

@@ -1,8 +1,8 @@
 """The main job: do misconceptions live in low-magnitude neurons?
 
 Scores every neuron by its weights, records what it does on pairs of texts, attributes the pairs'
-log-likelihood difference to it, tests whether the two orders have anything to do with each other, and
-takes a first causal look. See `localisation`, `causal` and `verdict` for the statistics.
+log-likelihood difference to it, tests whether the two orders have anything to do with each other,
+and takes a first causal look. See `localisation`, `causal` and `verdict` for the statistics.
 """
 
 from __future__ import annotations

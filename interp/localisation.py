@@ -1,29 +1,31 @@
 """Where in the order of magnitude a function lives: the statistic, its null and its interval.
 
-**Statistic.** For a weight score w and a functional score f (the absolute mean attribution, or |d_z|)
-of every neuron, Spearman's rank correlation of w and f within each layer, averaged over layers with
-equal weight; and the share of f that the lowest tenth by w holds, within a layer, averaged likewise.
-Layers are strata: pooled over layers, a trend across layers alone makes a correlation.
+**Statistic.** For a weight score w and a functional score f (the absolute mean attribution, or
+|d_z|) of every neuron, Spearman's rank correlation of w and f within each layer, averaged over
+layers with equal weight; and the share of f that the lowest tenth by w holds, within a layer,
+averaged likewise. Layers are strata: pooled over layers, a trend across layers alone makes a
+correlation.
 
-**Null: labels permuted within an item.** Were the two texts of every pair exchangeable, swapping them
-would change nothing; a swap turns the item's contrast x_i into -x_i for all neurons at once. So under
-the null the functional scores come from (1/n) sum s_i x_i with random signs s, which keeps the
-covariance between neurons. The null's mean is not 0: neurons with larger weights vary more, so noise
-alone correlates with magnitude. The *effect* is the statistic minus that mean. Two-sided
-p = min(1, 2 min((1 + #{T_b <= T}) / (1 + B), (1 + #{T_b >= T}) / (1 + B))).
+**Null: labels permuted within an item.** Were the two texts of every pair exchangeable, swapping
+them would change nothing; a swap turns the item's contrast x_i into -x_i for all neurons at once.
+So under the null the functional scores come from (1/n) sum s_i x_i with random signs s, which keeps
+the covariance between neurons. The null's mean is not 0: neurons with larger weights vary more, so
+noise alone correlates with magnitude. The *effect* is the statistic minus that mean. Two-sided p =
+min(1, 2 min((1 + #{T_b <= T}) / (1 + B), (1 + #{T_b >= T}) / (1 + B))).
 
 **Interval.** The standard error comes from resampling items with replacement; the interval is
-effect +- 1.96 se. Percentiles of the resampled statistic are not used: |mean| of a resample carries the
-noise twice, which draws them towards the null (benchmarks/interval_coverage.py shows it).
+effect +- 1.96 se. Percentiles of the resampled statistic are not used: |mean| of a resample carries
+the noise twice, which draws them towards the null (benchmarks/interval_coverage.py shows it).
 
-**Attenuation.** With few items f is mostly noise, and noise draws a rank correlation towards the null:
-a small effect with a narrow interval may hide a large true one. So orders are *planted*: item noise
-(residuals with random signs) plus systematic contrasts mu_n = d_n sd_n, with |d| half-normal, its
-energy in each layer that of the data (an unbiased estimate of the mean of d^2), and its order in a
-known relation to the weight score. `attenuation` is the effect seen at this number of items per effect
-that is truly there; effect and interval divided by it are the *corrected* ones (Spearman's correction
-for attenuation, by simulation). Where it is below `FAINT` the labels leave too little to locate, and
-nothing is corrected. Named assumptions: half-normal d, and an attenuation taken as known.
+**Attenuation.** With few items f is mostly noise, and noise draws a rank correlation towards the
+null: a small effect with a narrow interval may hide a large true one. So orders are *planted*: item
+noise (residuals with random signs) plus systematic contrasts mu_n = d_n sd_n, with |d| half-normal,
+its energy in each layer that of the data (an unbiased estimate of the mean of d^2), and its order
+in a known relation to the weight score. `attenuation` is the effect seen at this number of items
+per effect that is truly there; effect and interval divided by it are the *corrected* ones
+(Spearman's correction for attenuation, by simulation). Where it is below `FAINT` the labels leave
+too little to locate, and nothing is corrected. Named assumptions: half-normal d, and an attenuation
+taken as known.
 
 Cost: B x neurons sorts. Memory: chunks of `CHUNK` resamples x neurons.
 """
@@ -217,12 +219,12 @@ class Association:
     """p after Benjamini-Hochberg over the family; NaN for what is in none (controls)."""
     share_q: float = float("nan")
 
-    @property
-    def corrected(self) -> tuple[float, float, float] | None:
-        """Effect and interval corrected for attenuation; None where the labels' trace is too faint."""
-        if self.attenuation < FAINT:
-            return None
-        return tuple(v / self.attenuation for v in (self.effect, self.low, self.high))  # pyright: ignore
+
+def corrected(row: Association) -> tuple[float, float, float] | None:
+    """Effect and interval corrected for attenuation; None where the labels' trace is too faint."""
+    if row.attenuation < FAINT:
+        return None
+    return row.effect / row.attenuation, row.low / row.attenuation, row.high / row.attenuation
 
 
 def systematic_energy(contrasts: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ COLUMNS = {
     "neuron": "index within the layer, from 0",
     "diff_P": "mean over items of the mean activation on the answer, a minus b",
     "dz_P": "diff_P over its standard deviation over items (0 for a neuron that never varies)",
-    "attr_P": "mean over items of gradient x activation for log-likelihood(a) - log-likelihood(b), nats",
+    "attr_P": "mean over items of gradient x activation for LL(a) - LL(b), nats",
     "mean_P, rms_P, positive_P, min_P, max_P": "activation over the answer tokens of both members",
 }
 """What columns mean; P is a property. Every other column is a weight criterion of that name."""

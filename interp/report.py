@@ -10,7 +10,7 @@ from ..datasets.pairs import PROPERTIES
 from ..prune.criteria import is_control
 from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
 from .causal import DAMAGE, Change
-from .localisation import Association
+from .localisation import Association, corrected
 from .neurons import COLUMNS
 from .verdict import SESOI, format_p
 
@@ -66,9 +66,10 @@ def association_rows(result: HypothesisResult, *, full: bool = True) -> tuple[Ro
 
 
 def _corrected(row: Association) -> str:
-    if row.corrected is None:
+    found = corrected(row)
+    if found is None:
         return "too faint"
-    effect, low, high = row.corrected
+    effect, low, high = found
     return f"{effect:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -129,7 +130,9 @@ def terminal(result: HypothesisResult) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    def table(title: str, content: tuple[Row, list[Row]], left: int) -> Table:
+    def table(
+        title: str, content: tuple[Row, list[Row]], left: int, *, grouped: bool = False
+    ) -> Table:
         header, rows = content
         grid = Table(
             title=f"\n{title}",
@@ -141,11 +144,10 @@ def terminal(result: HypothesisResult) -> RenderableType:
         for place, name in enumerate(header):
             grid.add_column(name, justify="left" if place < left else "right")
         for place, row in enumerate(rows):
+            # A gap between properties where they have several rows each.
+            following = rows[place + 1 : place + 2]
             grid.add_row(
-                *row,
-                end_section=place + 1 < len(rows)
-                and len({r[0] for r in rows}) < len(rows)
-                and rows[place + 1][0] != row[0],
+                *row, end_section=grouped and bool(following) and following[0][0] != row[0]
             )
         return grid
 
@@ -155,15 +157,17 @@ def terminal(result: HypothesisResult) -> RenderableType:
             "Magnitude against function: |attribution|, and |d_z|, within layers",
             association_rows(result, full=False),
             2,
+            grouped=True,
         ),
     ]
     if result.changes:
         parts.append(table("Silencing a tenth of every layer", causal_rows(result), 1))
     parts.append(
         Text(
-            "rho: rank correlation of weight score and |attribution|. null: its mean with labels swapped "
-            "within items. seen: how much of a true effect shows at this n. corrected: (rho - null) / "
-            "seen. q: Benjamini-Hochberg. lowest tenth: share of |attribution| it holds.\n",
+            "rho: rank correlation of weight score and |attribution|. null: its mean with labels "
+            "swapped within items. seen: how much of a true effect shows at this n. corrected: "
+            "(rho - null) / seen. q: Benjamini-Hochberg. lowest tenth: share of |attribution| it "
+            "holds.\n",
             style="dim",
         )
     )
@@ -201,8 +205,8 @@ def report(result: HypothesisResult) -> str:
 {_markdown(causal_rows(result))}
 
 Changes against the intact model with 95 % bootstrap intervals over items (n: {sizes}). Margins are
-LL(preferred) - LL(other) in nats per item; damage is the rise of the mean negative log-likelihood of
-neutral text in nats per token. The range of a few random tenths is no test.
+LL(preferred) - LL(other) in nats per item; damage is the rise of the mean negative log-likelihood
+of neutral text in nats per token. The range of a few random tenths is no test.
 
 ![Change when tenths are silenced](figures/causal.png)
 
@@ -212,7 +216,8 @@ neutral text in nats per token. The range of a few random tenths is no test.
 **{result.verdict.sentence}**
 
 Model `{model["name"]}` ({model["family"]}, {model["layers"]} layers, {model["neurons"]:,} neurons,
-{model["dtype"]}, weights sha256 `{model["sha256"][:16]}…`), {manifest["started"]}, seed {options["seed"]}.
+{model["dtype"]}, weights sha256 `{model["sha256"][:16]}…`), {manifest["started"]},
+seed {options["seed"]}.
 
 ## Pairs
 
@@ -224,28 +229,30 @@ Answers are matched in length as far as the data allow; log-likelihoods are sums
 
 {_markdown(association_rows(result))}
 
-rho: Spearman's correlation of the weight score with the functional score, within each layer, averaged
-over layers. null: its mean when labels are swapped within items at random ({options["permutations"]}
-draws). Effect: rho minus that mean, with effect +- 1.96 standard errors from resampling items
-({options["bootstraps"]} draws). Seen: how much of a true effect shows at this number of items, from
-planted orders; corrected: effect and interval divided by it. p: two-sided, from the null; q:
-Benjamini-Hochberg over {family} tests (criteria without controls x properties without the control x
-|attribution| and |d_z|). A negative effect says that function falls with magnitude. Smallest effect of
-interest: {SESOI:g}.
-"Lowest tenth holds": share of the layer's |attribution| in the tenth of neurons lowest by the
+rho: Spearman's correlation of the weight score with the functional score, within each layer,
+averaged over layers. null: its mean when labels are swapped within items at random
+({options["permutations"]} draws). Effect: rho minus that mean, with effect +- 1.96 standard errors
+from resampling items ({options["bootstraps"]} draws). Seen: how much of a true effect shows at this
+number of items, from planted orders; corrected: effect and interval divided by it. p: two-sided,
+from the null. q: Benjamini-Hochberg over {family} tests (criteria without controls x properties
+without the control x |attribution| and |d_z|). A negative effect says that function falls with
+magnitude. Smallest effect of interest: {SESOI:g}.
+Lowest tenth: share of the layer's |attribution| in the tenth of neurons lowest by the
 criterion, and what it would be under the null.
 
 {figures}
 {causal}## What this does not show
 
-- Attribution is first order: what silencing one neuron costs, not what silencing many together does.
+- Attribution is first order: what silencing one neuron costs, not what silencing many does.
 - Correlation within a layer says nothing of differences between layers.
-- `ppm`, `maw`, `vow`, `pon` and `l2` do not see `down`: rescaling up against down leaves the function
-  and changes the score. A localisation by such a score is a statement about this parametrisation.
-- Noise draws rank correlations towards the null. The correction for it assumes half-normal standardised
-  effects, and takes the factor as known.
-- The contrast of two answers holds everything in which they differ, not the misconception alone; the
-  control shows how much two true answers differ in the same way.
+- `ppm`, `maw`, `vow`, `pon` and `l2` do not see `down`: rescaling up against down leaves the
+  function and changes the score. A localisation by such a score is about this parametrisation.
+- Noise draws rank correlations towards the null. The correction for it assumes half-normal
+  standardised effects, and takes the factor as known.
+- The interval is over items, with the neurons as they are; `random:0` shows what an order without
+  meaning gives on them.
+- The contrast of two answers holds everything in which they differ, not the misconception alone;
+  the control shows how much two true answers differ in the same way.
 
 ## Data
 

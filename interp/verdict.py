@@ -1,17 +1,17 @@
 """One verdict in words, from one named rule.
 
-The claim under test: *misconceptions live in low-magnitude neurons*, that is, the absolute attribution
-of a neuron to false-minus-true answers falls with its magnitude (a negative effect, see
+The claim under test: *misconceptions live in low-magnitude neurons*, that is, the absolute
+attribution of a neuron to false-minus-true answers falls with its magnitude (a negative effect, see
 `localisation`), and does so more than in a contrast between two true answers. Effects and intervals
 are those corrected for attenuation; SESOI, the smallest effect of interest, is 0.1.
 
 - supported: the effect is at most -SESOI, its adjusted p is below 0.05, and the effect minus the
   control's has a 95 % interval below 0.
-- contradicted: the effect is at least +SESOI with adjusted p below 0.05: attribution sits in neurons of
-  *high* magnitude.
-- no evidence: the 95 % interval of the effect, or of the effect minus the control's, excludes effects
-  as negative as -SESOI.
-- cannot tell: everything else; the smallest effect that would be found with 80 % power is given.
+- contradicted: the effect is at least +SESOI with adjusted p below 0.05: attribution sits in
+  neurons of *high* magnitude.
+- no evidence: the 95 % interval of the effect, or of the effect minus the control's, excludes
+  effects as negative as -SESOI.
+- cannot tell: everything else; the smallest effect found with 80 % power is given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from ..datasets.pairs import CONTROL, MISCONCEPTION
-from .localisation import FAINT, Z95, Association
+from .localisation import FAINT, Z95, Association, corrected
 
 SESOI = 0.1
 ALPHA = 0.05
@@ -71,7 +71,7 @@ def compare(
     Args:
         resampled: effects [bootstraps] by property, from the same draws of items.
     """
-    one, other = misconception.corrected, control.corrected
+    one, other = corrected(misconception), corrected(control)
     if one is None or other is None:
         return None
     spread = (
@@ -93,17 +93,18 @@ def judge(primary: Association, specificity: Specificity | None) -> Verdict:
     tests = f"p = {format_p(primary.p)}, q = {format_p(primary.q)}"
     outcome: Outcome
     smallest = None
-    if primary.corrected is None:
+    found = corrected(primary)
+    if found is None:
         effect = low = high = None
         outcome = "cannot tell"
         claim = f"cannot tell whether {CLAIM}"
         body = (
-            f"{head}effect {primary.effect:+.3f} [{primary.low:+.3f}, {primary.high:+.3f}], {tests}; "
-            f"attenuation {primary.attenuation:.3f} is below {FAINT:g}: at this number of items the "
-            "labels leave no trace that could be located."
+            f"{head}effect {primary.effect:+.3f} [{primary.low:+.3f}, {primary.high:+.3f}], "
+            f"{tests}; attenuation {primary.attenuation:.3f} is below {FAINT:g}: at this number of "
+            "items the labels leave no trace that could be located."
         )
     else:
-        effect, low, high = primary.corrected
+        effect, low, high = found
         smallest = (Z95 + float(stats.norm.ppf(POWER))) * primary.se / primary.attenuation
         significant = primary.q < ALPHA
         if significant and effect <= -SESOI and specificity is not None and specificity.high < 0:

@@ -6,9 +6,9 @@ activation of neuron n at position t. Read are
 - the mean activation over the answer, m_n(s) = mean over t in A of a_tn, and
 - gradient x activation, g_n(s) = sum over t >= 1 of a_tn dLL(s)/da_tn,
 
-and for a pair (a, b) the contrast m(a) - m(b) and the attribution g(a) - g(b). To first order g_n(s)
-is what LL(s) loses when the neuron is silenced (zero ablation at t >= 1); it says nothing of what
-silencing many neurons together does. Position 0 holds activations that belong to no text (in
+and for a pair (a, b) the contrast m(a) - m(b) and the attribution g(a) - g(b). To first order
+g_n(s) is what LL(s) loses when the neuron is silenced (zero ablation at t >= 1); it says nothing of
+what silencing many neurons together does. Position 0 holds activations that belong to no text (in
 SmolLM2's layer 11, 868 times the largest elsewhere) and, like padding, enters nothing here.
 
 Memory: two float32 matrices [pairs, neurons] a property.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..prune.selection import NeuronSet
 
 Visit = Callable[[int, Tensor], Tensor | None]
-"""`visit(layer, activation)`: sees the activations [batch, position, neuron] of a layer, in order of
-layers, and may return a tensor to put in their place."""
+"""`visit(layer, activation)`: sees the activations [batch, position, neuron] of a layer, in order
+of layers, and may return a tensor to put in their place."""
 
 ENGINES = ("hooks", "lens")
 
@@ -42,8 +42,8 @@ class Engine(Protocol):
         Args:
             ids: token ids [batch, position], padded on the right. Attention is causal, so what
                 stands right of a text cannot change it and no padding mask is needed.
-            keep: positions (sorted, unique) whose logits are wanted; without it the head is not run.
-            visit: called with every layer's activations.
+            keep: positions (sorted, unique) whose logits are wanted; without it the head is not
+            run. visit: called with every layer's activations.
 
         Returns:
             Logits [batch, len(keep), vocabulary], or None without `keep`.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..prune.glu import glu_layers
 from .engine import Visit
 
 
 class HooksEngine:
-    """Watches a Transformers causal language model, whole, masked or pruned, of even width or not."""
+    """Watches a Transformers causal language model, whole, masked or pruned, of even width or
+    not."""
 
     name = "hooks"
 
@@ -31,11 +32,11 @@ class HooksEngine:
             for layer in self._layers if visit is not None else ():
 
                 def hook(
-                    module: nn.Module,
-                    args: tuple[Tensor, ...],
+                    module: Any,
+                    args: tuple[Any, ...],
                     index: int = layer.index,
-                    see: Visit = visit,  # pyright: ignore
-                ) -> tuple[Tensor, ...] | None:
+                    see: Any = visit,
+                ) -> tuple[Any, ...] | None:
                     replaced = see(index, args[0])
                     return None if replaced is None else (replaced, *args[1:])
 

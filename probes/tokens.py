@@ -49,7 +49,8 @@ class Encoder:
         """Encode a prompt with its answer; the answer's tokens matter.
 
         Raises:
-            DataError: the answer has no token of its own, or all is longer than the model's context.
+            DataError: the answer has no token of its own, or all is longer than the model's
+            context.
         """
         if self._chat:
             prompt = self._tokenizer.apply_chat_template(

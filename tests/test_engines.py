@@ -25,6 +25,12 @@ def record(engine, ids=IDS, keep=None):
     return [a for _, a in seen], logits
 
 
+def logits(engine, visit=None) -> torch.Tensor:
+    found = engine.forward(IDS, keep=KEEP, visit=visit)
+    assert found is not None
+    return found
+
+
 def engines(model):
     pytest.importorskip("transformer_lens")
     from glulens.probes.lens import LensEngine
@@ -34,10 +40,9 @@ def engines(model):
 
 def test_engines_agree_on_a_random_model(tiny):
     hooks, lens = engines(tiny())
-    (ours, logits), (theirs, other) = record(hooks, keep=KEEP), record(lens, keep=KEEP)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits, other, atol=1e-4, rtol=0)
-    assert logits.shape == (2, 2, 100)
+    torch.testing.assert_close(record(hooks)[0], record(lens)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(hooks), logits(lens), atol=1e-4, rtol=0)
+    assert logits(hooks).shape == (2, 2, 100)
 
 
 def test_engines_agree_on_smollm2_and_under_replacement(smollm):
@@ -74,11 +79,11 @@ def test_silencing_through_an_engine_is_masking_and_leaves_no_hook(tiny):
     model = tiny()
     engine = HooksEngine(model)
     cut = NeuronSet(engine.widths, tuple(torch.tensor([1, 5]).numpy() for _ in engine.widths))
-    intact = engine.forward(IDS, keep=KEEP)
+    intact = logits(engine)
     with masked(model, cut):
-        expected = engine.forward(IDS, keep=KEEP)
-    torch.testing.assert_close(engine.forward(IDS, keep=KEEP, visit=silencer(cut)), expected)
-    assert torch.equal(engine.forward(IDS, keep=KEEP), intact)
+        expected = logits(engine)
+    torch.testing.assert_close(logits(engine, silencer(cut)), expected)
+    assert torch.equal(logits(engine), intact)
     assert not torch.equal(intact, expected)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import glulens
+import numpy as np
 import polars
 import pytest
 from glulens.errors import DataError, RunError, UsageError
@@ -14,7 +16,7 @@ from glulens.prune.criteria import score_layers
 from glulens.prune.glu import glu_layers
 from polars.testing import assert_frame_equal
 
-QUICK = {"limit": 24, "permutations": 200, "bootstraps": 100, "causal_items": 8}
+QUICK: dict[str, Any] = {"limit": 24, "permutations": 200, "bootstraps": 100, "causal_items": 8}
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,15 @@ def test_the_associations_can_be_recomputed_from_the_table(run, stories):
     for row in run.associations:
         column = {"attribution": "attr_", "dz": "dz_"}[row.function] + row.property
         rhos = [
-            stats.spearmanr(layer[row.criterion.replace(":", "_")], layer[column].abs())[0]
+            stats.spearmanr(layer[row.criterion.replace(":", "_")], layer[column].abs()).statistic  # pyright: ignore
             for layer in frame.partition_by("layer")
         ]
-        assert row.rho == pytest.approx(sum(rhos) / len(rhos), abs=2e-4)
+        assert row.rho == pytest.approx(np.mean(rhos), abs=2e-4)
 
 
 def test_same_seed_same_bytes_other_seed_other_items(run, stories, tmp_path):
     again = glulens.hypothesis(stories, output=tmp_path / "again", **QUICK)
+    assert again.path is not None
     assert_frame_equal(run.neurons, again.neurons)
     for name in ("neurons.parquet", "layers.csv", "figures/localisation.svg", "figures/causal.csv"):
         assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
@@ -101,7 +104,8 @@ def test_causal_sets_are_tenths_and_the_random_ones_differ(run):
 
 
 def test_the_causal_look_can_be_left_out(stories, tmp_path):
-    found = glulens.hypothesis(stories, output=tmp_path / "r", **(QUICK | {"causal_items": 0}))
+    no_causal: dict[str, Any] = {**QUICK, "causal_items": 0}
+    found = glulens.hypothesis(stories, output=tmp_path / "r", **no_causal)
     assert found.changes == ()
     assert not (tmp_path / "r" / "figures" / "causal.png").exists()
     assert "Silencing" not in (tmp_path / "r" / "report.md").read_text()

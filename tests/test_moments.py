@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def test_streamed_equals_batch(seed, cuts, offset):
     rows = np.random.default_rng(seed).standard_normal((60, 5)) + offset
     moments = Moments((3, 2))
     edges = [0, *sorted(cuts), 60]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         part = torch.from_numpy(rows[begin:end])
         moments.update(0, part[:, :3]).update(1, part[:, 3:])
     found = moments.result()

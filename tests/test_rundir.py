@@ -29,10 +29,15 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_until_the_end_nothing_is_there_and_a_failure_leaves_nothing(tmp_path):
     path = tmp_path / "run"
-    with pytest.raises(ZeroDivisionError), writing(path) as scratch:
-        (scratch / "half").write_text("x")
-        assert not path.exists()
-        raise ZeroDivisionError
+
+    def half() -> None:
+        with writing(path) as scratch:
+            (scratch / "half").write_text("x")
+            assert not path.exists()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
     with pytest.raises(KeyboardInterrupt), writing(path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -149,7 +149,8 @@ class Browser(App[None]):
 
 
 def _cells(values: polars.Series) -> list[str]:
-    """A column's values with one number of decimals, so that they can be compared down the column."""
+    """A column's values with one number of decimals, so that they can be compared down the
+    column."""
     if values.dtype.is_integer():
         return ["-" if value is None else f"{value:,}" for value in values]
     finite = values.filter(values.is_finite()).abs()
