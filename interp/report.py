@@ -213,7 +213,7 @@ of neutral text in nats per token. The range of a few random tenths is no test.
 """
     return f"""# Do misconceptions live in low-magnitude neurons?
 
-**{result.verdict.sentence}**
+**Verdict: {result.verdict.sentence}**
 
 Model `{model["name"]}` ({model["family"]}, {model["layers"]} layers, {model["neurons"]:,} neurons,
 {model["dtype"]}, weights sha256 `{model["sha256"][:16]}…`), {manifest["started"]},
