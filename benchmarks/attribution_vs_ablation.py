@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import sys
 
-import glulens
 import numpy as np
+from scipy import stats
+
+import glulens
 from glulens.datasets.pairs import load_material
 from glulens.probes.ablation import ablate_each
 from glulens.probes.contrasts import encode_pairs, record_contrasts
 from glulens.probes.engine import make_engine
 from glulens.probes.tokens import Encoder
 from glulens.progress import on_stderr
-from scipy import stats
 
 
 def main(neurons: int = 64, questions: int = 8) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+
 from glulens.interp.localisation import Localiser, Resamples, associate
 
 WIDTH, LAYERS, ITEMS, DRAWS = 200, 4, 60, 200

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import glulens
 import pytest
 import torch
+
+import glulens
 from glulens.prune.models import OpenedModel
 
 REPOSITORY = Path(glulens.__file__).parent

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from glulens.prune.models import ModelSource, OpenedModel
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from glulens.prune.models import ModelSource, OpenedModel
 
 
 class StoriesTokenizer:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
+
 from glulens.datasets.pairs import Pair, Text, load_material, misconception_pair
 from glulens.datasets.truthfulqa import load_misconceptions
 from glulens.errors import DataError, UsageError
@@ -14,7 +16,6 @@ from glulens.probes.contrasts import encode_pairs, record_contrasts
 from glulens.probes.engine import make_engine
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.tokens import Encoder, batches
-from scipy.stats import rankdata
 
 
 def some_pairs(count: int) -> dict[str, list[Pair]]:

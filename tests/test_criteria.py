@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glulens.errors import ModelError, UsageError
 from glulens.prune.criteria import WEIGHT_CRITERIA, check_criterion, parse_criteria, score_layers
 from glulens.prune.glu import glu_layers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def reference(name: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:

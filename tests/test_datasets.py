@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars
 import pytest
+
 from glulens.datasets import ifeval, mmlu, neutral, truthfulqa
 from glulens.datasets.ifeval import load_instructions
 from glulens.datasets.mmlu import load_facts

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+
 from glulens.errors import UsageError
 from glulens.probes.engine import make_engine, silencer
 from glulens.probes.hooks import HooksEngine

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import glulens
 import numpy as np
 import polars
 import pytest
+from polars.testing import assert_frame_equal
+
+import glulens
 from glulens.errors import DataError, RunError, UsageError
 from glulens.interp.hypothesis import Options
 from glulens.interp.localisation import Localiser, Resamples, functional
 from glulens.prune.criteria import score_layers
 from glulens.prune.glu import glu_layers
-from polars.testing import assert_frame_equal
 
 QUICK: dict[str, Any] = {"limit": 24, "permutations": 200, "bootstraps": 100, "causal_items": 8}
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from glulens.datasets.ifeval_pairs import compliant_opening, without_instruction
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from glulens.interp.localisation import (
     Localiser,
     Resamples,
@@ -15,7 +17,6 @@ from glulens.interp.localisation import (
     systematic_energy,
     two_sided,
 )
-from scipy import stats
 
 WIDTHS = (60, 40)
 

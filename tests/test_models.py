@@ -7,9 +7,10 @@ import shutil
 import struct
 from pathlib import Path
 
-import glulens
 import pytest
 import torch
+
+import glulens
 from glulens.errors import ModelError, ResourceError, UsageError
 from glulens.prune import embedded
 from glulens.prune.embedded import SMOLLM2, embedded_folder, ensure_embedded

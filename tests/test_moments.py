@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from glulens.probes.moments import Moments
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from glulens.probes.moments import Moments
 
 
 @settings(max_examples=50, deadline=None)

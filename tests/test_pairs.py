@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from glulens.datasets.pairs import (
     PROPERTIES,
     Text,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars
 import pytest
+
 from glulens.errors import ResourceError, RunError
 from glulens.rundir import NEURONS, check_free, find_runs, open_run, write_manifest, writing
 

@@ -6,10 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from glulens.errors import UsageError
-from glulens.prune.selection import NeuronSet, cut_count, kept_width, lowest, ties_at_the_cut
 from hypothesis import given
 from hypothesis import strategies as st
+
+from glulens.errors import UsageError
+from glulens.prune.selection import NeuronSet, cut_count, kept_width, lowest, ties_at_the_cut
 
 
 def test_counts_are_the_papers():

@@ -7,15 +7,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
 from glulens.errors import ModelError, UsageError
 from glulens.prune import surgery
 from glulens.prune.criteria import score_layers
 from glulens.prune.glu import glu_layers
 from glulens.prune.selection import NeuronSet, lowest
 from glulens.prune.surgery import masked, resize
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 IDS = torch.tensor([[5, 17, 80, 3, 42, 9]])
 

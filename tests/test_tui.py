@@ -8,11 +8,12 @@ import math
 import numpy as np
 import polars
 import pytest
+from test_rundir import make_run
+
 from glulens.errors import RunError
 from glulens.rundir import NEURONS, open_run
 from glulens.tui.app import Browser, _cells
 from glulens.tui.columns import TOP, Ranking, shown, sortable
-from test_rundir import make_run
 
 
 def frame() -> polars.DataFrame:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from glulens.interp.localisation import Association
 from glulens.interp.verdict import Specificity, compare, judge
 
