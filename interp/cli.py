@@ -70,8 +70,8 @@ def main() -> None:
     """
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `hypothesis` and `demo` share."""
+def run_options(causal_items: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that `hypothesis` and `demo` share; the demo's causal look is the shorter."""
     options = [
         click.option("-o", "--output", type=click.Path(path_type=Path),
                      help="Run directory to write.  [default: runs/COMMAND-MODEL-TIME]"),
@@ -81,23 +81,27 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Comma-separated; the first carries the verdict.  "
                      "[default: ppm,maw,vow,pon,l2,random:0]"),
         click.option("--seed", type=int, default=0, show_default=True, help="Of every draw."),
-        click.option("--causal-items", type=int, default=40, show_default=True, metavar="N",
-                     help="Items a property in the causal look; 0 leaves it out."),
+        click.option("--causal-items", type=int, default=causal_items, show_default=True,
+                     metavar="N", help="Items a property in the causal look; 0 leaves it out."),
         click.option("--max-tokens", type=int, default=1024, show_default=True, metavar="N",
                      help="Padded tokens in a batch; lower it when memory is short."),
         click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON."),
         click.option("--dry-run", is_flag=True, help="Say what it would cost; run nothing."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @main.command()
 @click.argument("model")
 @click.option("--data", default="builtin", show_default=True, metavar="WHERE",
               help="`builtin`, `hub`, or a folder with the official files.")  # fmt: skip
-@run_options
+@run_options(causal_items=40)
 @click.option("--permutations", type=int, default=2000, show_default=True, metavar="N",
               help="Draws of the item-label null.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put prompts through the model's chat template.")
@@ -115,7 +119,7 @@ def hypothesis(model: str, **options: Any) -> None:
 
 
 @main.command()
-@run_options
+@run_options(causal_items=24)
 def demo(**options: Any) -> None:
     """The hypothesis on SmolLM2-135M-Instruct with the built-in sample."""
     _hypothesis("demo", "smollm2-135m-instruct", **options)

@@ -49,7 +49,7 @@ TENTH = 0.1
 CHUNK = 128
 PLANTED = 0.5
 """Correlation, in normal scores, of planted orders with the weight score; in both directions."""
-PLANTINGS = 32
+PLANTINGS = 8
 FAINT = 0.1
 Z95 = float(stats.norm.ppf(0.975))
 
@@ -259,20 +259,24 @@ def attenuation(
     scale = np.sqrt(above * max(layer_energy.sum(), 0) / max(above.sum(), 1e-30))
     signs = rng.integers(0, 2, (PLANTINGS, n)).astype(np.float32) * 2 - 1
     noise = signs @ (residual / unit) * np.float32(1 / np.sqrt(n * (n - 1)))
+    quantiles = {
+        width: stats.halfnorm.ppf((np.arange(width) + 0.5) / width).astype(np.float32)
+        for width in set(localiser.widths)
+    }
+    loudness = np.repeat(scale, localiser.widths).astype(np.float32)
     found = np.zeros(len(localiser.criteria))
     for k in range(len(localiser.criteria)):
         seen = true = 0.0
         for direction in (-1, 1):
             size = np.empty_like(noise)
             for layer, span in enumerate(spans):
-                normal = localiser.normal_scores(layer, k)
-                other = rng.normal(size=(PLANTINGS, len(normal)))
-                score = direction * PLANTED * normal + np.sqrt(1 - PLANTED**2) * other
-                place = score.argsort(1).argsort(1)
-                size[:, span] = stats.halfnorm.ppf((place + 0.5) / len(normal))
-            there = size * rng.choice(np.array([-1, 1], np.float32), size.shape)
-            there *= np.repeat(scale, localiser.widths)
-            seen += direction * localiser.by_layer(np.abs(noise + there) * weigh)[0][..., k].mean()
+                normal = direction * PLANTED * localiser.normal_scores(layer, k)
+                other = rng.standard_normal((PLANTINGS, len(normal)), np.float32)
+                order = np.argsort(normal + np.sqrt(1 - PLANTED**2) * other, axis=1)
+                np.put_along_axis(size[:, span], order, quantiles[len(normal)][None], axis=1)
+            signed = size * (rng.integers(0, 2, size.shape).astype(np.float32) * 2 - 1)
+            contrast = np.abs(noise + signed * loudness)
+            seen += direction * localiser.by_layer(contrast * weigh)[0][..., k].mean()
             true += direction * localiser.by_layer(size * weigh)[0][..., k].mean()
         found[k] = seen / true if true else 0.0
     return np.maximum(found, 0)
