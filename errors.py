@@ -54,6 +54,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the CPU (where torch raises a plain RuntimeError) or a device."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
+
+
 def is_out_of_space(error: OSError) -> bool:
     """Whether the operating system refused a write for want of space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,6 +1,6 @@
 """CPU time of `glulens --help`, beside that of a bare interpreter.
 
-    .venv/bin/python benchmarks/start_up.py [calls]
+.venv/bin/python benchmarks/start_up.py [calls]
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def main(calls: int = 20) -> None:
             if call:
                 times[name].append(seconds)
     for name, taken in times.items():
-        print(f"{name:15s} median {statistics.median(taken):.3f} s, worst {max(taken):.3f} s of CPU")
+        middle, worst = statistics.median(taken), max(taken)
+        print(f"{name:15s} median {middle:.3f} s, worst {worst:.3f} s of CPU")
 
 
 if __name__ == "__main__":

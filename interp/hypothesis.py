@@ -11,17 +11,17 @@ import datetime
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.pairs import CONTROL, MISCONCEPTION, PROPERTIES, Material, load_material
+from ..datasets.pairs import CONTROL, MISCONCEPTION, PROPERTIES, Material, Pair, load_material
 from ..datasets.sources import BUILTIN
-from ..errors import ResourceError, UsageError
+from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
 from ..prune.criteria import WEIGHT_CRITERIA, check_criterion, is_control, score_layers
 from ..prune.glu import glu_layers
@@ -127,6 +127,7 @@ class HypothesisResult:
         return {
             "schema_version": 1,
             "verdict": asdict(self.verdict),
+            "family": FAMILY,
             "associations": [_finite(asdict(row)) for row in self.associations],
             "causal": [asdict(row) for row in self.changes],
             "properties": list(self.properties),
@@ -163,8 +164,6 @@ def hypothesis(
     Raises:
         UsageError, ModelError, DataError, RunError, ResourceError: see `errors`.
     """
-    import torch
-
     settings = make_options(**options)
     if output is not None:
         check_free(Path(output), overwrite=overwrite)
@@ -176,18 +175,20 @@ def hypothesis(
         model = open_model(model, dtype=dtype, device=device, progress=progress)  # pyright: ignore
     try:
         result = _run(model, material, settings, progress)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"out of memory; lower --max-tokens (now {settings.max_tokens}) or --limit"
         ) from error
     manifest = _manifest(model, material, settings, result, started, argv)
-    result = HypothesisResult(**{**_shallow(result), "manifest": manifest})
+    result = replace(result, manifest=manifest)
     if output is None:
         return result
     from .report import write_run
 
     write_run(result, Path(output), overwrite=overwrite)
-    return HypothesisResult(**{**_shallow(result), "path": Path(output)})
+    return replace(result, path=Path(output))
 
 
 def make_options(**options: Any) -> Options:
@@ -197,10 +198,6 @@ def make_options(**options: Any) -> Options:
         if name not in allowed:
             raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
     return Options(**options)
-
-
-def _shallow(result: HypothesisResult) -> dict[str, Any]:
-    return {field.name: getattr(result, field.name) for field in fields(result)}
 
 
 def _run(
@@ -255,7 +252,7 @@ def _run(
     )
 
 
-def _spread(material: Material, options: Options) -> Any:
+def _spread(material: Material, options: Options) -> Iterator[tuple[str, list[Pair]]]:
     """Every property's pairs in a random order, so that the first few are a sample of all."""
     for place, (name, pairs) in enumerate(material.pairs.items()):
         if PROPERTIES[name].is_control:
@@ -311,9 +308,7 @@ def _adjust(rows: list[Association]) -> list[Association]:
     share_q = benjamini_hochberg([rows[k].share_p for k in family])
     adjusted = {k: (float(q[j]), float(share_q[j])) for j, k in enumerate(family)}
     return [
-        Association(**{**asdict(row), "q": adjusted[k][0], "share_q": adjusted[k][1]})
-        if k in adjusted
-        else row
+        replace(row, q=adjusted[k][0], share_q=adjusted[k][1]) if k in adjusted else row
         for k, row in enumerate(rows)
     ]
 
@@ -393,6 +388,7 @@ def _manifest(
         },
         "data": list(material.provenance),
         "items": {name: len(pairs) for name, pairs in material.pairs.items()},
+        "tests": {"family": FAMILY, "correction": "Benjamini-Hochberg"},
         "warnings": list(material.notes),
         "versions": {
             "glulens": __version__,

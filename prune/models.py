@@ -15,7 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ModelError, ResourceError, UsageError, is_out_of_space, nearest
+from ..errors import (
+    ModelError,
+    ResourceError,
+    UsageError,
+    is_out_of_memory,
+    is_out_of_space,
+    nearest,
+)
 from ..progress import Progress, silent
 from .embedded import EMBEDDED, embedded_folder, ensure_embedded, sha256_of
 
@@ -119,7 +126,9 @@ def open_model(
             model, tokenizer = _load_folder(source.path, dtype=wanted, device_map=device_map)
         if device_map is None:
             model.to(where)  # pyright: ignore
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"{name}: not enough memory for the weights; try --dtype bfloat16 or another --device"
         ) from error
@@ -183,7 +192,6 @@ def _from_hub(name: str, fetch: bool) -> ModelSource:
 def _load_folder(
     folder: Path, *, dtype: Any, device_map: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
@@ -209,9 +217,9 @@ def _load_folder(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # a damaged file can raise anything from the libraries below
+        if is_out_of_memory(error):
+            raise
         raise _unreadable(folder, error) from error
     model, info = loaded
     # Transformers fills missing tensors with random numbers and a warning; here that is an error.
@@ -247,9 +255,9 @@ def load_gguf(
                 local_files_only=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # as above
+        if is_out_of_memory(error):
+            raise
         raise _unreadable(path, error) from error
     # Transformers marks what came from a GGUF as quantised and then refuses to save it; the
     # weights are plain floats.

@@ -11,7 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import glulens
-from glulens.errors import DataError, RunError, UsageError
+from glulens.errors import DataError, ResourceError, RunError, UsageError
 from glulens.interp.hypothesis import Options
 from glulens.interp.localisation import Localiser, Resamples, functional
 from glulens.prune.criteria import score_layers
@@ -196,3 +196,26 @@ def test_layers_csv_holds_what_the_statistic_averages(run, stories):
         run.neurons.select("dz_fact").to_numpy().T, Resamples.observed(1), "attribution"
     )
     assert localiser.by_layer(values)[0].mean() == pytest.approx(row.rho, abs=1e-4)
+
+
+def test_memory_that_runs_out_names_the_option_to_lower(stories, monkeypatch, tmp_path):
+    """On a CPU torch says so with a plain RuntimeError; other RuntimeErrors are not hidden."""
+    from glulens.probes import contrasts
+
+    def fails(message):
+        def read(*_):
+            raise RuntimeError(message)
+
+        return read
+
+    said = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+    monkeypatch.setattr(contrasts, "_read", fails(said))
+    with pytest.raises(
+        ResourceError, match=r"lower --max-tokens \(now 1024\) or --limit"
+    ) as caught:
+        glulens.hypothesis(stories, limit=4, output=tmp_path / "run")
+    assert caught.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(contrasts, "_read", fails("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        glulens.hypothesis(stories, limit=4)
