@@ -31,10 +31,12 @@ from .causal import Change, causal_look, causal_sets
 from .localisation import (
     FUNCTIONS,
     Association,
+    Function,
     Localiser,
     Resamples,
     associate,
     benjamini_hochberg,
+    functional,
 )
 from .neurons import neuron_table
 from .verdict import Specificity, Verdict, compare, judge
@@ -281,9 +283,15 @@ def _test(
         else:
             boots[name] = Resamples.bootstrap(n, options.bootstraps, rng)
         for function in FUNCTIONS:
-            matrix = found.attribution if function == "attribution" else found.difference
             rows, resampled = associate(
-                localiser, name, matrix, function, flips, boots[name], rng, progress=progress
+                localiser,
+                name,
+                _matrix(found, function),
+                function,
+                flips,
+                boots[name],
+                rng,
+                progress=progress,
             )
             associations += rows
             if function == "attribution":
@@ -295,6 +303,11 @@ def _test(
         if row.function == "attribution" and row.criterion == options.criteria[0]
     }
     return associations, compare(first[MISCONCEPTION], first[CONTROL], effects)
+
+
+def _matrix(found: Contrasts, function: Function) -> np.ndarray:
+    """The item contrasts that a functional score is made of."""
+    return found.attribution if function == "attribution" else found.difference
 
 
 def _adjust(rows: list[Association]) -> list[Association]:
@@ -316,12 +329,10 @@ def _adjust(rows: list[Association]) -> list[Association]:
 def _layer_table(localiser: Localiser, contrasts: dict[str, Contrasts]) -> polars.DataFrame:
     import polars
 
-    from .localisation import functional
-
     rows = []
     for name, found in contrasts.items():
         for function in FUNCTIONS:
-            matrix = found.attribution if function == "attribution" else found.difference
+            matrix = _matrix(found, function)
             values = functional(matrix, Resamples.observed(len(matrix)), function)
             rho, share = localiser.by_layer(values)
             rows += [

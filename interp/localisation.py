@@ -42,6 +42,7 @@ import numpy as np
 from scipy import stats
 
 from ..progress import Progress, silent
+from ..prune.selection import cut_count
 
 Function = Literal["attribution", "dz"]
 FUNCTIONS: tuple[Function, ...] = ("attribution", "dz")
@@ -134,7 +135,7 @@ class Localiser:
             norm = np.linalg.norm(ranks, axis=0)
             # A constant score orders nothing: its correlation is 0, not undefined.
             self._ranks.append((ranks / np.where(norm > 0, norm, 1)).astype(np.float32))
-            tenth = max(1, int(TENTH * len(layer[0])))
+            tenth = max(1, cut_count(len(layer[0]), TENTH))
             lowest = np.zeros(ranks.shape, np.float32)
             for place, column in enumerate(layer):
                 lowest[np.argsort(column, kind="stable")[:tenth], place] = 1

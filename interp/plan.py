@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from ..datasets.pairs import PROPERTIES, Text, load_material
 from ..errors import ModelError
-from ..prune.models import find_model
+from ..prune.models import find_model, read_config
 from .hypothesis import Options
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -44,21 +43,18 @@ def plan_hypothesis(model: str, options: Options) -> Plan:
     Raises:
         ModelError, DataError, UsageError: what the run itself would raise about names and data.
     """
-    from transformers import AutoConfig
-
     material = load_material(options.data, limit=options.limit, seed=options.seed)
     source = find_model(model, fetch=False)
+    config = read_config(source)
     try:
-        if source.kind == "gguf":
-            config: Any = AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
-        else:
-            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-        config = config.get_text_config()
         neurons = config.num_hidden_layers * config.intermediate_size
         per_layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
         weights = config.num_hidden_layers * per_layer
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{model}: its config cannot be read ({error})") from error
+    except AttributeError as error:
+        raise ModelError(
+            f"{model}: its config does not say how large it is ({error}); no plan can be made, "
+            "leave --dry-run out"
+        ) from error
 
     texts = {text for pairs in material.pairs.values() for p in pairs for text in (p.a, p.b)}
     tokens = sum(map(_tokens, texts))

@@ -189,6 +189,26 @@ def _from_hub(name: str, fetch: bool) -> ModelSource:
     return ModelSource(name, "hub", Path(folder), revision=Path(folder).name)
 
 
+def read_config(source: ModelSource) -> Any:
+    """The text model's Transformers config, without its weights.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    _quiet()
+    folder = source.path.parent if source.kind == "gguf" else source.path
+    gguf = {"gguf_file": source.path.name} if source.kind == "gguf" else {}
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **gguf
+        )
+        return config.get_text_config()
+    except Exception as error:  # a damaged file can raise anything from the libraries below
+        raise _unreadable(source.path, error) from error
+
+
 def _load_folder(
     folder: Path, *, dtype: Any, device_map: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -84,10 +84,11 @@ def test_bad_data_is_one_line_and_no_run(tmp_path, official):
 
 def test_a_truncated_gguf_is_one_line_and_no_run(tmp_path):
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\x10" * 3000)
-    done = glulens("hypothesis", "cut.gguf", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert "cut.gguf cannot be read as a model" in done.stderr
-    assert done.stderr.count("\n") == 1
+    for words in ((), ("--dry-run",)):
+        done = glulens("hypothesis", "cut.gguf", *words, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert "cut.gguf cannot be read as a model" in done.stderr
+        assert done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["cut.gguf"]
 
 
