@@ -11,7 +11,7 @@ import datetime
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..datasets.pairs import CONTROL, MISCONCEPTION, PROPERTIES, Material, Pair, load_material
+from ..datasets.records import Passage
 from ..datasets.sources import BUILTIN
 from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from ..probes.contrasts import Contrasts
 
 DEFAULT_CRITERIA = (*WEIGHT_CRITERIA, "random:0")
+NEUTRAL_STREAM = 99
+"""Of the random draws in the causal look, whose properties count from 0."""
 FAMILY = "criteria (without controls) x properties (without the control) x attribution and d_z"
 
 
@@ -226,12 +229,12 @@ def _run(
     associations, specificity = _test(localiser, contrasts, options, progress)
     changes: list[Change] = []
     if options.causal_items:
-        some = {name: pairs[: options.causal_items] for name, pairs in _spread(material, options)}
+        pairs, passages = causal_draw(material, options)
         changes = causal_look(
             engine,
             encoder,
-            some,
-            material.neutral[: max(2, options.causal_items // 2)],
+            pairs,
+            passages,
             causal_sets(scores, options.criteria[0], options.causal_random, options.seed),
             seed=options.seed,
             max_tokens=options.max_tokens,
@@ -254,13 +257,23 @@ def _run(
     )
 
 
-def _spread(material: Material, options: Options) -> Iterator[tuple[str, list[Pair]]]:
-    """Every property's pairs in a random order, so that the first few are a sample of all."""
-    for place, (name, pairs) in enumerate(material.pairs.items()):
-        if PROPERTIES[name].is_control:
-            continue  # the control is a control of the localisation; it has no margin to lose
-        order = np.random.default_rng([options.seed, 3, place]).permutation(len(pairs))
-        yield name, [pairs[i] for i in order]
+def causal_draw(
+    material: Material, options: Options
+) -> tuple[dict[str, list[Pair]], list[Passage]]:
+    """The pairs, by property, and the neutral passages of the causal look, each drawn at random."""
+
+    def some(total: int, stream: int, count: int) -> list[int]:
+        order = np.random.default_rng([options.seed, 3, stream]).permutation(total)
+        return order[:count].tolist()
+
+    # The control is a control of the localisation; it has no margin to lose.
+    pairs = {
+        name: [found[i] for i in some(len(found), place, options.causal_items)]
+        for place, (name, found) in enumerate(material.pairs.items())
+        if not PROPERTIES[name].is_control
+    }
+    drawn = some(len(material.neutral), NEUTRAL_STREAM, max(2, options.causal_items // 2))
+    return pairs, [material.neutral[i] for i in drawn]
 
 
 def _test(

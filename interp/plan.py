@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ..datasets.pairs import PROPERTIES, Text, load_material
+from ..datasets.pairs import Text, load_material
 from ..errors import ModelError
 from ..prune.models import find_model, read_config
-from .hypothesis import Options
+from .hypothesis import Options, causal_draw
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under a byte-level tokenizer; the plan does not load one."""
@@ -61,12 +61,10 @@ def plan_hypothesis(model: str, options: Options) -> Plan:
     items = options.causal_items
     causal_texts, causal_tokens = 0, 0.0
     if items:
-        for name, pairs in material.pairs.items():
-            if not PROPERTIES[name].is_control:
-                some = [text for p in pairs[:items] for text in (p.a, p.b)]
-                causal_texts += len(some)
-                causal_tokens += sum(map(_tokens, some))
-        passages = material.neutral[: max(2, items // 2)]
+        pairs, passages = causal_draw(material, options)
+        some = [text for drawn in pairs.values() for p in drawn for text in (p.a, p.b)]
+        causal_texts += len(some)
+        causal_tokens += sum(map(_tokens, some))
         causal_texts += len(passages)
         causal_tokens += sum(len(p.text) / CHARACTERS_PER_TOKEN for p in passages)
     sets = options.causal_random + 3 if items else 0

@@ -219,3 +219,18 @@ def test_memory_that_runs_out_names_the_option_to_lower(stories, monkeypatch, tm
     monkeypatch.setattr(contrasts, "_read", fails("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes cannot"):
         glulens.hypothesis(stories, limit=4)
+
+
+def test_the_causal_look_draws_from_all_of_the_material():
+    from glulens.datasets.pairs import load_material
+    from glulens.interp.hypothesis import Options, causal_draw
+
+    material = load_material("builtin", limit=None, seed=0)
+    pairs, passages = causal_draw(material, Options(causal_items=12))
+    assert {name: len(found) for name, found in pairs.items()} == {
+        "misconception": 12, "fact": 12, "instruction": 12,
+    }  # fmt: skip
+    assert len(passages) == 6
+    assert passages != list(material.neutral[:6])
+    assert causal_draw(material, Options(causal_items=12))[1] == passages
+    assert causal_draw(material, Options(causal_items=12, seed=1))[1] != passages
