@@ -14,13 +14,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import appearing
 from .errors import ResourceError, RunError, is_out_of_space
 
 if TYPE_CHECKING:
@@ -126,21 +127,8 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_free(path, overwrite=overwrite)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
-        try:
+        with appearing(path) as scratch:
             yield scratch
-            scratch.chmod(0o755)  # mkdtemp made it the owner's alone
-            if path.exists():
-                # Aside first, so that at no moment both are gone.
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-                path.rename(aside / "run")
-                scratch.rename(path)
-                shutil.rmtree(aside)
-            else:
-                scratch.rename(path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         if is_out_of_space(error):
             raise ResourceError(
@@ -175,3 +163,13 @@ def find_runs(folder: Path) -> list[RunDirectory]:
         except RunError:
             continue
     return sorted(found, key=lambda run: str(run.manifest.get("started", "")), reverse=True)
+
+
+def unused(stem: Path) -> Path:
+    """A run directory's name that nothing has yet: the stem and the time."""
+    path = stem.with_name(f"{stem.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    number = 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{datetime.now():%Y%m%d-%H%M%S}-{number}")
+    return path

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import GlulensError, ResourceError, RunError
+from . import cli_weights
 
 EXIT_CODES = """
 Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
@@ -136,7 +136,8 @@ def _hypothesis(
     **options: Any,
 ) -> None:
     from ..progress import on_stderr
-    from ..prune.criteria import parse_criteria
+    from ..prune.expressions import parse_criteria
+    from ..rundir import unused
     from .hypothesis import hypothesis as run
     from .hypothesis import make_options
 
@@ -153,7 +154,7 @@ def _hypothesis(
         lines = json.dumps({"schema_version": 1, **asdict(plan)}) if as_json else plan.lines()
         click.echo(lines if isinstance(lines, str) else "\n".join(lines))
         return
-    path = output or _fresh(RUNS / f"{command}-{Path(model).name.split('@')[0]}")
+    path = output or unused(RUNS / f"{command}-{Path(model).name.split('@')[0]}")
     with on_stderr() as progress:
         result = run(
             model,
@@ -180,16 +181,6 @@ def _print(result: Any) -> None:
     if not console.is_terminal:
         console = Console(width=150)  # in a file or a pipe nothing needs folding
     console.print(terminal(result))
-
-
-def _fresh(stem: Path) -> Path:
-    """A run directory's name that nothing has yet."""
-    path = stem.with_name(f"{stem.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    number = 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{datetime.now():%Y%m%d-%H%M%S}-{number}")
-    return path
 
 
 @main.command()
@@ -233,6 +224,10 @@ def models() -> None:
     for model in EMBEDDED.values():
         state = "cached" if embedded_folder(model).is_dir() else "fetched when first used"
         click.echo(f"{model.alias}\t{model.about}\t{state}")
+
+
+main.add_command(cli_weights.score)
+main.add_command(cli_weights.prune)
 
 
 if __name__ == "__main__":

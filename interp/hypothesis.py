@@ -8,12 +8,10 @@ and takes a first causal look. See `localisation`, `causal` and `verdict` for th
 from __future__ import annotations
 
 import datetime
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +22,10 @@ from ..datasets.records import Passage
 from ..datasets.sources import BUILTIN
 from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
-from ..prune.criteria import WEIGHT_CRITERIA, check_criterion, is_control, score_layers
-from ..prune.glu import glu_layers
+from ..prune.expressions import check_criterion, is_control
+from ..prune.mlps import find_mlps
 from ..prune.models import DTYPES, OpenedModel, open_model
+from ..prune.scoring import score_mlps
 from ..rundir import check_free
 from .causal import Change, causal_look, causal_sets
 from .localisation import (
@@ -41,13 +40,14 @@ from .localisation import (
 )
 from .neurons import neuron_table
 from .verdict import Specificity, Verdict, compare, judge
+from .versions import versions
 
 if TYPE_CHECKING:
     import polars
 
     from ..probes.contrasts import Contrasts
 
-DEFAULT_CRITERIA = (*WEIGHT_CRITERIA, "random:0")
+DEFAULT_CRITERIA = ("ppm", "maw", "vow", "pon", "l2", "random:0")
 NEUTRAL_STREAM = 99
 """Of the random draws in the causal look, whose properties count from 0."""
 FAMILY = "criteria (without controls) x properties (without the control) x attribution and d_z"
@@ -212,8 +212,7 @@ def _run(
     from ..probes.engine import make_engine
     from ..probes.tokens import Encoder
 
-    layers = glu_layers(opened.model)
-    scores = {name: score_layers(layers, name) for name in options.criteria}
+    scores = score_mlps(find_mlps(opened.model), options.criteria, progress=progress)
     # Wrapping for TransformerLens replaces modules, so weights are read before.
     engine = make_engine(opened, options.engine)
     config = opened.model.config.get_text_config()
@@ -385,8 +384,6 @@ def _manifest(
     started: float,
     argv: Sequence[str] | None,
 ) -> dict[str, Any]:
-    from .. import __version__
-
     config = opened.model.config.get_text_config()
     layers = result.neurons["layer"].n_unique()
     return {
@@ -414,12 +411,5 @@ def _manifest(
         "items": {name: len(pairs) for name, pairs in material.pairs.items()},
         "tests": {"family": FAMILY, "correction": "Benjamini-Hochberg"},
         "warnings": list(material.notes),
-        "versions": {
-            "glulens": __version__,
-            "python": platform.python_version(),
-            **{
-                name: metadata.version(name)
-                for name in ("torch", "transformers", "numpy", "scipy", "polars")
-            },
-        },
+        "versions": versions("torch", "transformers", "numpy", "scipy", "polars"),
     }

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars
 
-from ..prune.criteria import column
+from ..prune.expressions import column
 from .localisation import Resamples, functional
 
 if TYPE_CHECKING:
     from ..probes.contrasts import Contrasts
+    from ..prune.layout import MlpLayout
 
 COLUMNS = {
     "layer": "layer, from 0",
@@ -26,12 +27,27 @@ COLUMNS = {
 
 
 def score_table(
-    widths: Sequence[int], scores: Mapping[str, Sequence[np.ndarray]]
+    widths: Sequence[int],
+    scores: Mapping[str, Sequence[np.ndarray]],
+    layouts: Sequence[MlpLayout] = (),
 ) -> polars.DataFrame:
-    """Keys and weight scores of all neurons, sorted by layer and neuron."""
+    """Keys and weight scores of all neurons, sorted by layer and neuron.
+
+    With experts among `layouts` there are two more keys: `part` (`dense`, `expert`, `shared`) and
+    `expert` (null where it is none).
+    """
+    layers = [layout.layer for layout in layouts] or list(range(len(widths)))
+    parts = {}
+    if any(layout.part != "dense" for layout in layouts):
+        of = [i for i, width in enumerate(widths) for _ in range(width)]
+        parts = {
+            "part": polars.Series([layouts[i].part for i in of], dtype=polars.Categorical),
+            "expert": polars.Series([layouts[i].expert for i in of], dtype=polars.Int32),
+        }
     return polars.DataFrame(
         {
-            "layer": np.repeat(np.arange(len(widths), dtype=np.int16), widths),
+            "layer": np.repeat(np.array(layers, dtype=np.int16), widths),
+            **parts,
             "neuron": np.concatenate([np.arange(width, dtype=np.int32) for width in widths]),
             **{column(name): np.concatenate(list(layers)) for name, layers in scores.items()},
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..datasets.pairs import PROPERTIES
-from ..prune.criteria import is_control
+from ..prune.expressions import is_control
 from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
 from .causal import DAMAGE, Change
 from .localisation import Association, corrected

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prune.glu import glu_layers
+from ..errors import ModelError
+from ..prune.mlps import find_mlps
 from .engine import Visit
 
 
@@ -19,8 +20,13 @@ class HooksEngine:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._layers = glu_layers(model)
-        self.widths = tuple(layer.width for layer in self._layers)
+        self._mlps = find_mlps(model)
+        if any(mlp.down is None for mlp in self._mlps):
+            raise ModelError(
+                "the hooks engine watches dense MLPs; a mixture of experts can be scored, pruned, "
+                "masked and recorded (glulens.probes.recording.record), not contrasted yet"
+            )
+        self.widths = tuple(mlp.width for mlp in self._mlps)
         self.device: torch.device = model.get_input_embeddings().weight.device
 
     def forward(
@@ -29,18 +35,19 @@ class HooksEngine:
         """See `Engine.forward`."""
         handles = []
         try:
-            for layer in self._layers if visit is not None else ():
+            for mlp in self._mlps if visit is not None else ():
 
                 def hook(
                     module: Any,
                     args: tuple[Any, ...],
-                    index: int = layer.index,
+                    index: int = mlp.index,
                     see: Any = visit,
                 ) -> tuple[Any, ...] | None:
                     replaced = see(index, args[0])
                     return None if replaced is None else (replaced, *args[1:])
 
-                handles.append(layer.down.register_forward_pre_hook(hook))
+                assert mlp.down is not None
+                handles.append(mlp.down.register_forward_pre_hook(hook))
             if keep is None:
                 self._model.base_model(input_ids=ids, use_cache=False)
                 return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, UsageError
-from ..prune.glu import glu_layers
+from ..prune.mlps import find_mlps
 from .engine import Visit
 
 
@@ -33,7 +33,7 @@ class LensEngine:
             raise UsageError(
                 "the lens engine needs TransformerLens: pip install 'glulens[lens]'"
             ) from error
-        self.widths = tuple(layer.width for layer in glu_layers(model))
+        self.widths = tuple(mlp.width for mlp in find_mlps(model))
         self.device: torch.device = model.get_input_embeddings().weight.device
         family = type(model).__name__
         try:

@@ -1,67 +1,110 @@
 """What a neuron weighs: the criteria by which neurons are ranked.
 
-A criterion maps the weights of one layer to one score a neuron; higher means keep. With G, U
-[neurons, hidden] and i a neuron:
+A criterion maps what is known of one MLP's weights (and perhaps of its activity on some text) to
+one score a neuron; higher means keep. With G, U [neurons, hidden], D [hidden, neurons], a the
+activation and i a neuron:
 
-====== ================================================ ==================================
-maw    max|G_i| + max|U_i|                              arXiv 2512.22671, as worded
-ppm    (max G_i + |min G_i|) + (max U_i + |min U_i|)    arXiv 2512.22671, as its code does
-vow    Var(G_i) + Var(U_i), unbiased                    optipfair
-pon    ||G_i||_1 * ||U_i||_1                            optipfair
-l2     ||G_i||_2 + ||U_i||_2                            optipfair
-====== ================================================ ==================================
+======== ================================================ ==================================
+ppm      (max G_i + |min G_i|) + (max U_i + |min U_i|)    arXiv 2512.22671, as its code does
+maw      max|G_i| + max|U_i|                              arXiv 2512.22671, as worded
+vow      Var(G_i) + Var(U_i), unbiased                    optipfair
+pon      ||G_i||_1 * ||U_i||_1                            optipfair
+l2       ||G_i||_2 + ||U_i||_2                            optipfair
+vow_out  ||D_:i||_2                                       arXiv 2512.22671, as worded
+pon_io   ||[G_i, U_i]||_2 * ||D_:i||_2                    arXiv 2512.22671, as worded
+hybrid   (spread of G_i, U_i, D_:i, each over its largest in the layer) * RMS(a_i)
+                                                          after optipfair's data-driven score
+amp      mean |a_i|                                       AMP, arXiv 2504.21174
+wanda    mean_j |D_ji| * RMS(a_i)                         Wanda, arXiv 2306.11695, by column
+flap     Var(a_i) * ||D_:i||_2^2                          FLAP, arXiv 2312.11983
+minitron root of the mean over texts of (mean_t |a_i|)^2  Minitron, arXiv 2407.14679,
+                                                          restated free of batches
+======== ================================================ ==================================
 
-`random:SEED` and `reversed:NAME` are controls: the same counts per layer, without the criterion's
-order or with its opposite. To add a criterion, write one function and give it one line in
-`WEIGHT_CRITERIA`.
+MLPs without a gate have U alone: sums and products run over the input matrices there are. Biases do
+not enter. `expressions` adds controls and compositions. To add a criterion, write one function and
+give it one line in `WEIGHT_CRITERIA` or `ACTIVATION_CRITERIA`.
 
-None of these sees `down`, and multiplying a row of U by c while dividing the column of D by c
-leaves the function as it is and changes every one of them: a score is not a property of the
-function.
+Those that do not see D change when a row of U is multiplied by c and the column of D divided by it,
+which leaves the function as it is: a score is not a property of the function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..errors import ModelError, UsageError, nearest
-from .glu import GluLayer
+from .recording import Activity
+from .weights import MlpWeights
 
-WeightCriterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def maw(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Maximum absolute weight."""
-    return gate.abs().amax(1) + up.abs().amax(1)
+WeightCriterion = Callable[[MlpWeights], np.ndarray]
+ActivationCriterion = Callable[[MlpWeights, Activity], np.ndarray]
 
 
-def ppm(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def ppm(w: MlpWeights) -> np.ndarray:
     """Peak-to-peak magnitude (optipfair calls it MAW)."""
-
-    def spread(rows: Tensor) -> Tensor:
-        low, high = torch.aminmax(rows, dim=1)
-        return high + low.abs()
-
-    return spread(gate) + spread(up)
+    return _sum(m.spread for m in w.inputs)
 
 
-def vow(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def maw(w: MlpWeights) -> np.ndarray:
+    """Maximum absolute weight."""
+    return _sum(m.peak for m in w.inputs)
+
+
+def vow(w: MlpWeights) -> np.ndarray:
     """Variance of weights."""
-    return gate.var(1) + up.var(1)
+    return _sum(m.variance for m in w.inputs)
 
 
-def pon(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def pon(w: MlpWeights) -> np.ndarray:
     """Product of the L1 norms of gate and up."""
-    return gate.abs().sum(1) * up.abs().sum(1)
+    return np.prod([m.absolute for m in w.inputs], axis=0)
 
 
-def l2(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def l2(w: MlpWeights) -> np.ndarray:
     """Sum of the L2 norms of gate and up."""
-    return gate.norm(dim=1) + up.norm(dim=1)
+    return _sum(m.norm for m in w.inputs)
+
+
+def vow_out(w: MlpWeights) -> np.ndarray:
+    """L2 norm of what the neuron writes."""
+    return w.down.norm
+
+
+def pon_io(w: MlpWeights) -> np.ndarray:
+    """Product of the norms of what the neuron reads by and what it writes."""
+    return np.sqrt(_sum(m.squares for m in w.inputs)) * w.down.norm
+
+
+def hybrid(w: MlpWeights, a: Activity) -> np.ndarray:
+    """Relative spreads of all three matrices, times how large the activation is."""
+    spreads = [m.spread for m in (*w.inputs, w.down)]
+    return _sum(s / max(float(s.max()), np.finfo(float).tiny) for s in spreads) * a.rms
+
+
+def amp(w: MlpWeights, a: Activity) -> np.ndarray:
+    """Mean absolute activation."""
+    return a.mean_abs
+
+
+def wanda(w: MlpWeights, a: Activity) -> np.ndarray:
+    """Wanda's |weight| x input norm, averaged over the column that a neuron writes."""
+    return w.down.absolute / w.down.n * a.rms
+
+
+def flap(w: MlpWeights, a: Activity) -> np.ndarray:
+    """Fluctuation of the activation, weighted by what it writes."""
+    return a.variance * w.down.squares
+
+
+def minitron(w: MlpWeights, a: Activity) -> np.ndarray:
+    """Mean |activation| within texts, L2 over texts."""
+    return a.text_rms
+
+
+def _sum(parts: object) -> np.ndarray:
+    return np.sum(list(parts), axis=0)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
@@ -70,82 +113,16 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
     "vow": vow,
     "pon": pon,
     "l2": l2,
+    "vow_out": vow_out,
+    "pon_io": pon_io,
 }
-"""Criteria by name. The paper's own, `ppm`, comes first."""
+"""Criteria of weights alone. The paper's own, `ppm`, comes first."""
 
-ALLOWED = (*WEIGHT_CRITERIA, "random:SEED", "reversed:NAME")
-
-
-def parse_criteria(text: str) -> tuple[str, ...]:
-    """The criteria named in a comma-separated list, each checked, none twice.
-
-    Raises:
-        UsageError: an unknown name (with the nearest one), a bad seed, an empty list.
-    """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise UsageError(f"no criterion given; allowed are {', '.join(ALLOWED)}")
-    for name in names:
-        check_criterion(name)
-    return names
-
-
-def check_criterion(name: str) -> None:
-    """Raise `UsageError` unless `name` is a criterion."""
-    kind, _, rest = name.partition(":")
-    if kind == "random" and rest:
-        if not rest.isdecimal():
-            raise UsageError(f"criterion {name!r}: SEED must be a whole number, as in random:0")
-    elif kind == "reversed" and rest:
-        check_criterion(rest)
-    elif name not in WEIGHT_CRITERIA:
-        raise UsageError(
-            f"unknown criterion {name!r}{nearest(name, WEIGHT_CRITERIA)}; "
-            f"allowed are {', '.join(ALLOWED)}"
-        )
-
-
-def is_control(name: str) -> bool:
-    """Whether the criterion is there to be compared with, not to rank by."""
-    return name.startswith(("random:", "reversed:"))
-
-
-def column(name: str) -> str:
-    """The criterion's column in `neurons.parquet`: its name with `:` as `_`."""
-    return name.replace(":", "_")
-
-
-def score_layers(layers: Sequence[GluLayer], name: str) -> list[np.ndarray]:
-    """Score every neuron by one criterion.
-
-    Returns:
-        One float32 array [neurons] a layer, on the CPU. Weights are read as float32, whatever the
-        model's dtype, so that a bf16 model is ranked by its weights and not by rounding.
-
-    Raises:
-        UsageError: unknown criterion.
-        ModelError: a score is not finite (the layer is named).
-    """
-    check_criterion(name)
-    kind, _, rest = name.partition(":")
-    if kind == "reversed":
-        return [-scores for scores in score_layers(layers, rest)]
-    if kind == "random":
-        # One stream a layer: a layer's draw does not depend on the widths of those before it.
-        streams = np.random.SeedSequence(int(rest)).spawn(len(layers))
-        return [
-            np.random.default_rng(stream).random(layer.width, dtype=np.float32)
-            for stream, layer in zip(streams, layers, strict=True)
-        ]
-    criterion = WEIGHT_CRITERIA[name]
-    found = []
-    with torch.no_grad():
-        for layer in layers:
-            scores = criterion(*(weight.float() for weight in layer.weights)).cpu().numpy()
-            if not np.isfinite(scores).all():
-                raise ModelError(
-                    f"layer {layer.index}: {int((~np.isfinite(scores)).sum())} neurons have "
-                    f"NaN or infinite weights ({name}); the checkpoint is damaged"
-                )
-            found.append(scores)
-    return found
+ACTIVATION_CRITERIA: dict[str, ActivationCriterion] = {
+    "hybrid": hybrid,
+    "amp": amp,
+    "wanda": wanda,
+    "flap": flap,
+    "minitron": minitron,
+}
+"""Criteria that also need a recording."""

@@ -189,8 +189,12 @@ def _from_hub(name: str, fetch: bool) -> ModelSource:
     return ModelSource(name, "hub", Path(folder), revision=Path(folder).name)
 
 
-def read_config(source: ModelSource) -> Any:
+def read_config(source: ModelSource, folder: Path | None = None) -> Any:
     """The text model's Transformers config, without its weights.
+
+    Args:
+        source: the model.
+        folder: read the config there instead.
 
     Raises:
         ModelError: it cannot be read.
@@ -198,8 +202,11 @@ def read_config(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     _quiet()
-    folder = source.path.parent if source.kind == "gguf" else source.path
-    gguf = {"gguf_file": source.path.name} if source.kind == "gguf" else {}
+    gguf = {}
+    if folder is None:
+        folder = source.path
+        if source.kind == "gguf":
+            folder, gguf = source.path.parent, {"gguf_file": source.path.name}
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **gguf
@@ -217,13 +224,7 @@ def _load_folder(
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; give a folder saved by Transformers")
     if not any(folder.glob("*.safetensors")):
-        pickles = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)]
-        if pickles:
-            raise ModelError(
-                f"{folder} holds pickled weights ({pickles[0]}), which can run code when opened; "
-                "convert them to safetensors first"
-            )
-        raise ModelError(f"{folder} holds no .safetensors weights")
+        raise pickled_weights(folder) or ModelError(f"{folder} holds no .safetensors weights")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -249,7 +250,20 @@ def _load_folder(
             f"{folder}: {len(missing)} tensors are missing from the weights, e.g. {missing[0]}; "
             "the checkpoint is incomplete, fetch it again"
         )
-    return model, tokenizer
+    from .surgery import trim
+
+    return trim(model), tokenizer  # pyright: ignore[reportReturnType]
+
+
+def pickled_weights(folder: Path) -> ModelError | None:
+    """The error to raise where a folder's weights are pickled; None where they are not."""
+    pickles = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)]
+    if not pickles:
+        return None
+    return ModelError(
+        f"{folder} holds pickled weights ({pickles[0]}), which can run code when opened; "
+        "convert them to safetensors first"
+    )
 
 
 def load_gguf(

@@ -1,22 +1,30 @@
-"""Which neurons go and which stay."""
+"""Sets of neurons: what is cut, kept, protected or compared."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
+
+_KIND = "glulens neuron set"
+_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronSet:
-    """A set of neurons of one model: per layer, sorted unique indices into its width.
+    """A set of neurons of one model: per MLP, sorted unique indices into its width.
 
-    The same value drives surgery (`prune.surgery.resize`) and masks (`prune.surgery.masked`).
+    An MLP is the dense one of a layer, or one expert; they are counted as `mlps.find_mlps` lists
+    them. The same value drives surgery (`surgery.resize`, `stream.prune_checkpoint`) and masks
+    (`masks.masked`). `|`, `&`, `-` and `complement` make new sets of the same model.
     """
 
     widths: tuple[int, ...]
@@ -25,14 +33,14 @@ class NeuronSet:
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.indices):
             raise UsageError(
-                f"{len(self.indices)} layers of indices for a model of {len(self.widths)} layers"
+                f"{len(self.indices)} lists of indices for a model of {len(self.widths)} MLPs"
             )
         clean = []
-        for layer, (width, given) in enumerate(zip(self.widths, self.indices, strict=True)):
+        for mlp, (width, given) in enumerate(zip(self.widths, self.indices, strict=True)):
             chosen = np.unique(np.asarray(given, dtype=np.int64))
             if chosen.size and not 0 <= chosen[0] <= chosen[-1] < width:
                 raise UsageError(
-                    f"layer {layer}: neuron {chosen[0] if chosen[0] < 0 else chosen[-1]} "
+                    f"MLP {mlp}: neuron {chosen[0] if chosen[0] < 0 else chosen[-1]} "
                     f"is outside 0..{width - 1}"
                 )
             chosen.setflags(write=False)
@@ -50,11 +58,11 @@ class NeuronSet:
         return sum(self.counts)
 
     def __repr__(self) -> str:
-        return f"NeuronSet({len(self)} of {sum(self.widths)} neurons in {len(self.widths)} layers)"
+        return f"NeuronSet({len(self)} of {sum(self.widths)} neurons in {len(self.widths)} MLPs)"
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Neurons in the set, by layer."""
+        """Neurons in the set, by MLP."""
         return tuple(len(chosen) for chosen in self.indices)
 
     def complement(self) -> NeuronSet:
@@ -66,6 +74,121 @@ class NeuronSet:
                 for width, chosen in zip(self.widths, self.indices, strict=True)
             ),
         )
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return self._with(other, np.union1d)
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return self._with(other, np.intersect1d)
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return self._with(other, np.setdiff1d)
+
+    def _with(
+        self, other: NeuronSet, operation: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> NeuronSet:
+        if not isinstance(other, NeuronSet):
+            return NotImplemented
+        self.check(other.widths)
+        return NeuronSet(self.widths, tuple(map(operation, self.indices, other.indices)))
+
+    def check(self, widths: Sequence[int]) -> None:
+        """Raise `UsageError` unless this is a set of a model with these widths."""
+        if self.widths != tuple(widths):
+            raise UsageError(
+                f"the set is of a model with widths {_short(self.widths)}, this one has "
+                f"{_short(widths)}; make the set from this model's own scores"
+            )
+
+    def overlap(self, other: NeuronSet) -> Overlap:
+        """How many neurons two sets share, beside what chance would give (see `Overlap`)."""
+        return _overlap(self, other)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "kind": _KIND,
+            "schema_version": _VERSION,
+            "widths": list(self.widths),
+            "indices": [chosen.tolist() for chosen in self.indices],
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronSet:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: missing, damaged, or something else.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or found.get("kind") != _KIND:
+                raise ValueError("it is something else")
+            if found["schema_version"] != _VERSION:
+                raise ValueError(f"its schema version is {found['schema_version']!r}")
+            for numbers in (found["widths"], *found["indices"]):
+                if not all(type(number) is int for number in numbers):
+                    raise ValueError("widths and indices must be whole numbers")
+            return cls(tuple(found["widths"]), tuple(np.array(i, int) for i in found["indices"]))
+        except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+            raise DataError(
+                f"{path} cannot be read as a set of neurons ({error}); it should be JSON as "
+                "NeuronSet.save writes it"
+            ) from error
+
+
+def _short(widths: Sequence[int]) -> str:
+    even = len(set(widths)) == 1
+    return f"{len(widths)} x {widths[0]}" if even else str(list(widths))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sets share.
+
+    The null: both sets are drawn at random with the counts they have in each MLP, so that the
+    shared number there is hypergeometric; MLPs are independent. It says nothing about sets that
+    were both ranked by correlated criteria, which is what a large overlap is usually due to.
+    """
+
+    shared: int
+    expected: float
+    """Under the null."""
+    p_more: float
+    """Probability of sharing at least so many under the null."""
+    p_fewer: float
+    """Probability of sharing at most so many under the null."""
+    jaccard: float
+    """Shared over united; NaN for two empty sets."""
+
+
+def _overlap(one: NeuronSet, other: NeuronSet) -> Overlap:
+    from scipy.stats import hypergeom
+
+    shared = one & other
+    expected = sum(
+        a * b / width
+        for a, b, width in zip(one.counts, other.counts, one.widths, strict=True)
+        if width
+    )
+    mass, floor = np.ones(1), 0  # of the total shared, from `floor` on
+    for a, b, width in zip(one.counts, other.counts, one.widths, strict=True):
+        least = max(0, a + b - width)
+        mass = np.convolve(mass, hypergeom.pmf(np.arange(least, min(a, b) + 1), width, a, b))
+        floor += least
+    at = len(shared) - floor
+    united = len(one) + len(other) - len(shared)
+    return Overlap(
+        shared=len(shared),
+        expected=float(expected),
+        p_more=float(min(1.0, mass[at:].sum())),
+        p_fewer=float(min(1.0, mass[: at + 1].sum())),
+        jaccard=len(shared) / united if united else float("nan"),
+    )
 
 
 def cut_count(width: int, fraction: float) -> int:
@@ -99,37 +222,22 @@ def kept_width(hidden: int, width: int, expansion: float) -> int:
     return kept
 
 
-def lowest(
-    scores: Sequence[np.ndarray],
-    *,
-    fraction: float | None = None,
-    expansion: float | None = None,
-    hidden: int | None = None,
-) -> NeuronSet:
-    """The lowest-scored neurons of every layer: those that pruning cuts.
+def lowest(scores: Sequence[np.ndarray], fraction: float) -> NeuronSet:
+    """The lowest-scored floor(fraction * width) neurons of every MLP; ties by index, ascending.
 
-    Give either `fraction` (floor(fraction * width) go) or `expansion` with `hidden` (what exceeds
-    ceil(expansion * hidden) goes). Ties go by index, ascending.
+    `budget.choose` does the same for every other way to say how much goes.
     """
-    if (fraction is None) == (expansion is None):
-        raise UsageError("give either a fraction or an expansion ratio")
-    chosen = []
-    for layer in scores:
-        if fraction is not None:
-            count = cut_count(len(layer), fraction)
-        else:
-            if hidden is None:
-                raise UsageError("an expansion ratio needs the model's hidden size")
-            count = len(layer) - kept_width(hidden, len(layer), expansion or 0.0)
-        chosen.append(np.argsort(layer, kind="stable")[:count])
-    return NeuronSet(tuple(len(layer) for layer in scores), tuple(chosen))
+    return NeuronSet(
+        tuple(len(mlp) for mlp in scores),
+        tuple(np.argsort(mlp, kind="stable")[: cut_count(len(mlp), fraction)] for mlp in scores),
+    )
 
 
 def ties_at_the_cut(scores: Sequence[np.ndarray], cut: NeuronSet) -> int:
-    """How many kept neurons have the score of a cut one of their layer: chance by index only."""
+    """How many kept neurons have the score of a cut one of their MLP: chance by index only."""
     tied = 0
-    for layer, chosen in zip(scores, cut.indices, strict=True):
+    for mlp, chosen in zip(scores, cut.indices, strict=True):
         if len(chosen):
-            tied += int((layer == layer[chosen].max()).sum())
-            tied -= int((layer[chosen] == layer[chosen].max()).sum())
+            tied += int((mlp == mlp[chosen].max()).sum())
+            tied -= int((mlp[chosen] == mlp[chosen].max()).sum())
     return tied

@@ -1,109 +1,124 @@
-"""Taking neurons out of a live model: for good, or for the time of a `with` block.
+"""Taking neurons out of a live model.
 
 Zeroing the activation of a neuron and cutting its row of gate, row of up and column of down compute
-the same function where the projections have no bias; the tests hold both to 1e-4 in float32. With a
-gate or up bias too the two agree, since a neuron that is gone has no activation either.
+the same function; the tests hold both to 1e-5 in float32, with biases and without. (A bias of
+`down` is no neuron's and stays.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from .glu import GluLayer, glu_layers
+from .edits import even_entries, kept_indices, padded, plan_edits
+from .layout import MlpLayout, locate
+from .mlps import find_mlps
 from .selection import NeuronSet
 
-
-def _check(layers: Sequence[GluLayer], neurons: NeuronSet) -> None:
-    widths = tuple(layer.width for layer in layers)
-    if widths != neurons.widths:
-        raise UsageError(
-            f"the set is of a model with widths {_short(neurons.widths)}, this one has "
-            f"{_short(widths)}; make the set from this model's own scores"
-        )
-
-
-def _short(widths: tuple[int, ...]) -> str:
-    return f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else str(list(widths))
-
-
-def _slice(linear: nn.Linear, keep: Tensor, dim: int) -> nn.Linear:
-    """`linear` with the kept rows (dim 0) or columns (dim 1); the original is not touched."""
-    weight = linear.weight.detach().index_select(dim, keep.to(linear.weight.device)).clone()
-    # Made on `meta`: nothing is initialised only to be overwritten.
-    new = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
-    new.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
-    if linear.bias is not None:
-        bias = linear.bias.detach()
-        bias = bias.index_select(0, keep.to(bias.device)) if dim == 0 else bias
-        new.bias = nn.Parameter(bias.clone(), requires_grad=linear.bias.requires_grad)
-    return new.train(linear.training)
+RECORD = "glulens"
+"""The config's entry that says how wide padded MLPs really are."""
 
 
 def resize(model: nn.Module, cut: NeuronSet) -> nn.Module:
     """Cut neurons from the live model, in gate/up pairs, and resize `down` to match.
 
-    The model is changed in place and returned. All new matrices are made before the first is
-    exchanged, so a failure (memory, a wrong set) leaves the model as it was. Where all layers keep
-    the same width `config.intermediate_size` follows, and the saved model loads with stock
-    Transformers.
+    The model is changed in place and returned. All new tensors are made before the first is
+    exchanged, so a failure (memory, a wrong set) leaves the model as it was. Where one config can
+    describe all widths it follows, and the saved model loads with stock Transformers; otherwise
+    `pad` before saving.
 
     Raises:
-        UsageError: the set belongs to another shape, or would empty a layer.
+        UsageError: the set belongs to another shape, would empty an MLP, or would leave the experts
+            of a layer with different widths.
     """
-    layers = glu_layers(model)
-    _check(layers, cut)
-    kept = cut.complement()
-    for layer, count in enumerate(kept.counts):
-        if count == 0:
-            raise UsageError(f"layer {layer}: all neurons would go; leave at least one")
-    made = []
-    for layer, indices in zip(layers, kept.indices, strict=True):
-        keep = torch.from_numpy(indices.copy())
-        made.append(
-            (_slice(layer.gate, keep, 0), _slice(layer.up, keep, 0), _slice(layer.down, keep, 1))
-        )
-    for layer, (gate, up, down) in zip(layers, made, strict=True):
-        layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj = gate, up, down
-        if hasattr(layer.mlp, "intermediate_size"):
-            layer.mlp.intermediate_size = down.in_features  # pyright: ignore
-    config: Any = getattr(model, "config", None)
-    if config is not None and len(set(kept.counts)) == 1:
-        config.get_text_config().intermediate_size = kept.counts[0]
+    layouts = [mlp.layout for mlp in find_mlps(model)]
+    kept = kept_indices(layouts, cut)
+    _rebuild(model, layouts, kept, even_entries(layouts, [len(index) for index in kept]))
     return model
 
 
-@contextmanager
-def masked(model: nn.Module, cut: NeuronSet) -> Iterator[nn.Module]:
-    """Within the block the neurons of `cut` are silent at every position; no weight is changed.
+def pad(model: nn.Module) -> nn.Module:
+    """Widen MLPs with zero neurons until one config describes all, so that the model can be saved.
+
+    The function stays. True widths are noted in the config (`glulens`), and `open_model` trims by
+    them.
+    """
+    layouts = [mlp.layout for mlp in find_mlps(model)]
+    lists, entries, lengthened = padded(layouts, [np.arange(w.width) for w in layouts])
+    if lengthened:
+        _rebuild(model, layouts, lists, entries)
+        model.config.glulens = {"widths": [w.width for w in layouts]}  # pyright: ignore
+    return model
+
+
+def trim(model: nn.Module) -> nn.Module:
+    """Take away the zero neurons that the config says `pad` or `glulens prune` added.
 
     Raises:
-        UsageError: the set belongs to another shape.
+        ModelError: what the config says does not fit the model.
     """
-    layers = glu_layers(model)
-    _check(layers, cut)
-    handles = []
-    try:
-        for layer, indices in zip(layers, cut.indices, strict=True):
-            if not len(indices):
-                continue
-            weight = layer.down.weight
-            alive = torch.ones(layer.width, dtype=weight.dtype, device=weight.device)
-            alive[torch.from_numpy(indices.copy()).to(weight.device)] = 0
+    config: Any = model.config
+    record = getattr(config, RECORD, None)
+    if record is None:
+        return model
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
+    layouts = locate(shapes, config.get_text_config(), true_widths(record))
+    if any(layout.width != layout.stored for layout in layouts):
+        _rebuild(model, layouts, [np.arange(layout.width) for layout in layouts], None)
+    delattr(config, RECORD)
+    return model
 
-            def silence(
-                module: nn.Module, args: tuple[Tensor, ...], alive: Tensor = alive
-            ) -> tuple[Tensor, ...]:
-                activation, *rest = args
-                return (activation * alive, *rest)
 
-            handles.append(layer.down.register_forward_pre_hook(silence))
-        yield model
-    finally:
-        for handle in handles:
-            handle.remove()
+def true_widths(record: Any) -> tuple[int, ...]:
+    """The widths in the config's record; empty (which fits no model) where it is damaged."""
+    widths = record.get("widths") if isinstance(record, Mapping) else None
+    whole = isinstance(widths, list) and all(type(width) is int for width in widths)
+    return tuple(widths) if whole and widths else ()
+
+
+def _rebuild(
+    model: nn.Module,
+    layouts: Sequence[MlpLayout],
+    kept: Sequence[np.ndarray],
+    entries: Mapping[str, int] | None,
+) -> None:
+    """Exchange every tensor of the MLPs, all or none, and what records their widths."""
+    old = {
+        slot.tensor: model.get_parameter(slot.tensor)
+        for layout in layouts
+        for slot in layout.slots.values()
+    }
+    edits = plan_edits(layouts, kept, {name: tuple(p.shape) for name, p in old.items()})
+    new = {name: edit.apply(old[name].detach()) for name, edit in edits.items()}
+    for name, tensor in new.items():
+        _exchange(model, name, tensor)
+    for layout, index in zip(layouts, kept, strict=True):
+        _note_width(model, layout, len(index))
+    config: Any = model.config
+    for entry, width in (entries or {}).items():
+        setattr(config.get_text_config(), entry, width)
+
+
+def _exchange(model: nn.Module, name: str, tensor: Tensor) -> None:
+    stem, _, leaf = name.rpartition(".")
+    module: Any = model.get_submodule(stem)
+    old = module._parameters[leaf]
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        module.out_features, module.in_features = tensor.shape
+    elif leaf == "weight" and hasattr(module, "nf"):  # GPT-2's Conv1D
+        module.nx, module.nf = tensor.shape
+
+
+def _note_width(model: nn.Module, layout: MlpLayout, width: int) -> None:
+    """Modules of Transformers remember their width in an attribute; it must not go stale."""
+    stem = layout.slots["down"].tensor.rpartition(".")[0]
+    if layout.slots["down"].expert is None:
+        stem = stem.rpartition(".")[0]
+    module: Any = model.get_submodule(stem)
+    for attribute in ("intermediate_size", "intermediate_dim"):
+        if isinstance(getattr(module, attribute, None), int):
+            setattr(module, attribute, width)

@@ -1,0 +1,201 @@
+"""A checkpoint on disk, without building its model: names, shapes, MLPs, and tensors one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ModelError
+from ..progress import Progress, silent
+from .expressions import evaluate, parse_criterion
+from .layout import MlpLayout, locate
+from .models import ModelSource, find_model, load_gguf, pickled_weights, read_config
+from .recording import Recording
+from .scoring import weigh
+from .shards import Entry, Shard, mapped, read_shard
+from .surgery import RECORD, true_widths
+from .weights import MlpWeights
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A Transformers folder with safetensors weights.
+
+    Attributes:
+        folder: where it lies.
+        source: what it was called.
+        raw_config: `config.json` as it stands.
+        config: the text model's Transformers config.
+        shards: by file name.
+    """
+
+    folder: Path
+    source: ModelSource
+    raw_config: dict[str, Any]
+    config: Any
+    shards: dict[str, Shard]
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """All tensors, by name."""
+        return {n: entry for shard in self.shards.values() for n, entry in shard.entries.items()}
+
+    @cached_property
+    def layouts(self) -> list[MlpLayout]:
+        """Where the MLPs lie (see `layout.locate`)."""
+        record = self.raw_config.get(RECORD)
+        return locate(
+            {name: entry.shape for name, entry in self.entries.items()},
+            self.config,
+            None if record is None else true_widths(record),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored; tied embeddings once, padding included."""
+        return sum(prod(entry.shape) for entry in self.entries.values())
+
+    def weigh(
+        self,
+        *,
+        gains: bool = False,
+        allow_nonfinite: bool = False,
+        progress: Progress = silent,
+    ) -> list[MlpWeights]:
+        """Read the weights of every MLP once (see `scoring.weigh`)."""
+        return weigh(
+            self.layouts,
+            Reader(self),
+            gains=gains,
+            family=self.config.model_type,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+
+    def score(
+        self,
+        names: Sequence[str],
+        *,
+        recording: Recording | None = None,
+        allow_nonfinite: bool = False,
+        progress: Progress = silent,
+    ) -> dict[str, list[np.ndarray]]:
+        """Score every neuron by several criteria, reading the weights once.
+
+        Returns:
+            By criterion, one float32 array [neurons] an MLP.
+
+        Raises:
+            UsageError, ModelError: see `expressions.evaluate` and `scoring.weigh`.
+        """
+        criteria = [parse_criterion(name) for name in names]
+        weights = self.weigh(
+            gains=any(c.needs_gain for c in criteria),
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+        return {
+            name: evaluate(criterion, weights, recording)
+            for name, criterion in zip(names, criteria, strict=True)
+        }
+
+
+class Reader:
+    """Gives tensors by name. The last two stay mapped: fused and stacked ones are asked for more
+    than once in a row."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._recent: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor, mapped from disk."""
+        if name not in self._recent:
+            while len(self._recent) > 1:
+                del self._recent[next(iter(self._recent))]
+            entry = self._checkpoint.entries[name]
+            self._recent[name] = mapped(self._checkpoint.folder, entry)
+        return self._recent[name]
+
+
+@contextmanager
+def open_checkpoint(name: str | Path, *, progress: Progress = silent) -> Iterator[Checkpoint]:
+    """Open the checkpoint behind a model's name (see `models.open_model`) for streaming.
+
+    A GGUF file is converted into a temporary folder first, which does build the model.
+
+    Raises:
+        ModelError: unknown name, missing or damaged files, pickled or quantised weights.
+    """
+    source = find_model(name, progress=progress)
+    if source.kind != "gguf":
+        yield _checkpoint(source, source.path)
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="glulens-gguf-") as scratch:
+        model, tokenizer = load_gguf(source.path)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        del model
+        yield _checkpoint(source, Path(scratch))
+
+
+def _checkpoint(source: ModelSource, folder: Path) -> Checkpoint:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it is not an object")
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} has no config.json; give a folder saved by Transformers"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read ({error})") from error
+    quantised = raw.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ModelError(
+            f"{folder} is quantised ({method}); give the checkpoint in bfloat16, float16 or float32"
+        )
+    shards = {path.name: read_shard(path) for path in _shard_files(folder)}
+    return Checkpoint(folder, source, raw, read_config(source, folder), shards)
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        single = folder / "model.safetensors"
+        if single in files:
+            return [single]
+        if not files:
+            raise pickled_weights(folder) or ModelError(f"{folder} holds no .safetensors weights")
+        if len(files) == 1:
+            return files
+        raise ModelError(f"{folder} has {len(files)} .safetensors files but no {INDEX}")
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        wanted = sorted({str(name) for name in names.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be read ({error}); fetch the checkpoint again") from error
+    for name in wanted:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name!r}, which is no .safetensors file beside it")
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{index.name} names {name}, which is missing from {folder}; fetch the checkpoint "
+                "again"
+            )
+    return [folder / name for name in wanted]

@@ -1,0 +1,338 @@
+"""Pruning a checkpoint on disk: tensor by tensor, without building the model.
+
+Two readings: one of the MLP weights to score them, one to write what stays. Memory holds one tensor
+and its pruned copy. What does not change is copied byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import appearing
+from ..errors import ModelError, ResourceError, RunError, UsageError, is_out_of_space
+from ..progress import Progress, silent
+from .budget import Budget, choose
+from .card import card
+from .checkpoint import INDEX, Checkpoint, open_checkpoint
+from .edits import Edit, kept_indices, padded, plan_edits
+from .expressions import parse_criterion
+from .recording import Recording
+from .selection import NeuronSet, ties_at_the_cut
+from .shards import DTYPES, Entry, Write, copied, mapped, write_shard, written
+from .surgery import RECORD
+
+CUT = "glulens_cut.json"
+_NOT_COPIED = {
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".pkl",
+    ".py",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was cut, and where the result lies."""
+
+    path: Path | None
+    """None after a dry run."""
+    cut: NeuronSet
+    kept: tuple[int, ...]
+    """Neurons left, by MLP."""
+    stored: tuple[int, ...]
+    """Neurons as stored, by MLP: more where zero neurons pad uneven widths."""
+    parameters: tuple[int, int]
+    """Of the whole model, before and after; zero neurons are not counted."""
+    ties: int | None
+    """Kept neurons with the score of a cut one; None where nothing was scored."""
+    bytes: int
+    """Of the weights written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema_version": 1,
+            "path": str(self.path) if self.path else None,
+            "neurons": [sum(self.cut.widths), sum(self.kept)],
+            "parameters": list(self.parameters),
+            "widths": list(self.cut.widths),
+            "kept": list(self.kept),
+            "stored": list(self.stored),
+            "ties": self.ties,
+            "bytes": self.bytes,
+        }
+
+
+def prune_checkpoint(
+    model: str | Path,
+    out: str | Path,
+    *,
+    criterion: str = "ppm",
+    budget: Budget | None = None,
+    cut: NeuronSet | None = None,
+    protected: NeuronSet | None = None,
+    recording: Recording | None = None,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    argv: Sequence[str] | None = None,
+) -> Pruned:
+    """Cut neurons from a checkpoint and write the pruned one.
+
+    The result has the same dtype, shards, config and tokenizer and loads with stock
+    `from_pretrained`. Where widths differ, narrower MLPs are padded with zero neurons and true
+    widths are recorded in the config. It is written beside `out` and renamed: `out` is there whole
+    or not at all.
+
+    Args:
+        model: see `models.open_model`.
+        out: a folder that is not there yet.
+        criterion: what neurons are ranked by (see `expressions`).
+        budget: how many go.
+        cut: these go instead; no criterion is looked at.
+        protected: neurons that stay whatever their score.
+        recording: for criteria that look at activations.
+        allow_nonfinite: neurons with NaN or infinite weights go first instead of being an error.
+        overwrite: replace a checkpoint that stands at `out`.
+        dry_run: say what would be cut and written; write nothing.
+        progress: told how far it is.
+        argv: the command line, for the model card.
+
+    Raises:
+        UsageError, ModelError, RunError, ResourceError: see `errors`.
+    """
+    if (budget is None) == (cut is None):
+        raise UsageError("give either a budget or the set to cut")
+    target = Path(out)
+    if not dry_run:
+        _check_target(target, overwrite)
+    if cut is None:
+        parse_criterion(criterion)
+    with open_checkpoint(model, progress=progress) as source:
+        if not dry_run and _same_or_inside(target, source.folder):
+            raise UsageError(f"{out} is the model itself or inside it; write somewhere else")
+        ties = None
+        if cut is None:
+            assert budget is not None
+            scores = source.score(
+                [criterion],
+                recording=recording,
+                allow_nonfinite=allow_nonfinite,
+                progress=progress,
+            )[criterion]
+            cut = choose(
+                source.layouts,
+                scores,
+                budget,
+                protected=protected,
+                total_parameters=_true_parameters(source),
+            )
+            ties = ties_at_the_cut(scores, cut)
+        plan = _plan(source, cut)
+        after = plan.before - sum(
+            gone * layout.parameters_per_neuron
+            for gone, layout in zip(cut.counts, source.layouts, strict=True)
+        )
+        result = Pruned(
+            path=None if dry_run else target,
+            cut=cut,
+            kept=plan.kept,
+            stored=plan.stored,
+            parameters=(plan.before, after),
+            ties=ties,
+            bytes=plan.bytes,
+        )
+        if not dry_run:
+            how = f"{criterion}, {budget.describe()}" if budget else "a given set of neurons"
+            _write(source, plan, result, target, how, argv, progress)
+    return result
+
+
+@dataclass(frozen=True)
+class _Plan:
+    edits: dict[str, Edit]
+    shapes: dict[str, tuple[int, ...]]
+    kept: tuple[int, ...]
+    stored: tuple[int, ...]
+    config_entries: dict[str, int]
+    before: int
+    bytes: int
+
+    @property
+    def padded(self) -> bool:
+        return self.kept != self.stored
+
+
+def _true_parameters(source: Checkpoint) -> int:
+    return source.parameters - sum(
+        (layout.stored - layout.width) * layout.parameters_per_neuron for layout in source.layouts
+    )
+
+
+def _plan(source: Checkpoint, cut: NeuronSet) -> _Plan:
+    kept = kept_indices(source.layouts, cut)
+    lists, entries, _ = padded(source.layouts, kept)
+    shapes = {name: entry.shape for name, entry in source.entries.items()}
+    edits = plan_edits(source.layouts, lists, shapes)
+    shapes |= {name: edit.shape(shapes[name]) for name, edit in edits.items()}
+    return _Plan(
+        edits=edits,
+        shapes=shapes,
+        kept=tuple(map(len, kept)),
+        stored=tuple(map(len, lists)),
+        config_entries=entries,
+        before=_true_parameters(source),
+        bytes=sum(_size(entry, shapes[name]) for name, entry in source.entries.items()),
+    )
+
+
+def _size(entry: Entry, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor in its new shape."""
+    if shape == entry.shape:
+        return entry.size
+    return prod(shape) * DTYPES[entry.dtype].itemsize
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise RunError(f"{target} exists; choose another place, or give --overwrite")
+    empty = target.is_dir() and not any(target.iterdir())
+    if not empty and not (target / "config.json").is_file():
+        raise RunError(f"{target} is not a checkpoint and will not be overwritten")
+
+
+def _same_or_inside(target: Path, folder: Path) -> bool:
+    target, folder = target.resolve(), folder.resolve()
+    return target == folder or folder in target.parents or target in folder.parents
+
+
+def _write(
+    source: Checkpoint,
+    plan: _Plan,
+    result: Pruned,
+    target: Path,
+    how: str,
+    argv: Sequence[str] | None,
+    progress: Progress,
+) -> None:
+    try:
+        parent = target.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < plan.bytes:
+            raise ResourceError(
+                f"{free / 1e6:,.0f} MB are free at {parent}, the pruned weights take "
+                f"{plan.bytes / 1e6:,.0f} MB; free some or write somewhere else"
+            )
+        with appearing(target) as scratch:
+            _copy_rest(source.folder, scratch)
+            _write_weights(source, plan, scratch, progress)
+            _write_config(source, plan, scratch)
+            result.cut.save(scratch / CUT)
+            _write_card(source, result, how, argv, scratch)
+    except OSError as error:
+        if is_out_of_space(error):
+            raise ResourceError(
+                f"the disk filled up while {target} was written; nothing was kept; free some or "
+                "write somewhere else"
+            ) from error
+        raise RunError(f"{target} cannot be written ({error.strerror or error})") from error
+
+
+def _copy_rest(folder: Path, scratch: Path) -> None:
+    """Tokenizer, generation settings, licence: all but weights and code."""
+    for file in sorted(folder.iterdir()):
+        weights = file.suffix.lower() in _NOT_COPIED or file.name.endswith(".index.json")
+        ours = file.name.startswith("glulens")
+        if file.is_file() and not weights and not ours and not file.name.startswith("."):
+            shutil.copyfile(file, scratch / file.name)
+
+
+def _write_weights(source: Checkpoint, plan: _Plan, scratch: Path, progress: Progress) -> None:
+    done, total = 0, len(source.entries)
+
+    def body(entry: Entry) -> Write:
+        nonlocal done
+        done += 1
+        progress("writing tensors", done, total)
+        edit = plan.edits.get(entry.name)
+        if edit is None:
+            return copied(source.folder, entry)
+        return written(edit.apply(mapped(source.folder, entry)))
+
+    for shard in source.shards.values():
+        in_order = sorted(shard.entries.values(), key=lambda entry: entry.start)
+        write_shard(
+            scratch / shard.path.name,
+            [
+                (e.name, e.dtype, plan.shapes[e.name], _size(e, plan.shapes[e.name]))
+                for e in in_order
+            ],
+            {entry.name: lambda entry=entry: body(entry) for entry in in_order},
+            shard.metadata,
+        )
+    if (source.folder / INDEX).is_file():
+        index = {
+            "metadata": {"total_size": plan.bytes},
+            "weight_map": {name: entry.shard for name, entry in sorted(source.entries.items())},
+        }
+        _write_json(scratch / INDEX, index)
+
+
+def _write_config(source: Checkpoint, plan: _Plan, scratch: Path) -> None:
+    config: dict[str, Any] = json.loads(json.dumps(source.raw_config))
+    config.pop(RECORD, None)
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
+    text.update(plan.config_entries)
+    if plan.padded:
+        config[RECORD] = {"widths": list(plan.kept)}
+    _write_json(scratch / "config.json", config)
+
+
+def _write_card(
+    source: Checkpoint, result: Pruned, how: str, argv: Sequence[str] | None, scratch: Path
+) -> None:
+    from .. import __version__
+
+    readme = scratch / "README.md"
+    try:
+        original = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{source.folder / 'README.md'} is not text ({error})") from error
+    text = card(
+        original,
+        source=source.source.name,
+        sha256=source.source.sha256,
+        how=how,
+        command=shlex.join(argv) if argv else "glulens.prune.prune_checkpoint",
+        layouts=source.layouts,
+        kept=result.kept,
+        stored=result.stored,
+        parameters=result.parameters,
+        ties=result.ties,
+        version=__version__,
+    )
+    readme.write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep_only(keep: NeuronSet) -> NeuronSet:
+    """The set to cut so that only these neurons stay."""
+    if not all(keep.counts):
+        empty = int(np.flatnonzero(np.array(keep.counts) == 0)[0])
+        raise UsageError(f"MLP {empty}: the set keeps none of its neurons; keep at least one")
+    return keep.complement()
