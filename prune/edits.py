@@ -16,6 +16,9 @@ from .selection import NeuronSet
 
 ZERO = -1
 """In a list of kept neurons: a neuron of zero weights, which computes nothing."""
+EXPERT_ALIGNMENT = 8
+"""Grouped matrix products, which Transformers runs experts with, take rows of multiples of 16
+bytes: 8 neurons in two-byte dtypes. Stored experts are padded to that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +112,16 @@ def padded(
 ) -> tuple[list[np.ndarray], dict[str, int], bool]:
     """Lengthen lists of kept neurons with `ZERO` until one config describes every MLP.
 
+    Experts are lengthened to multiples of `EXPERT_ALIGNMENT` too.
+
     Returns:
         The lists; the new value of every width entry in the config; whether any was lengthened.
     """
     entries: dict[str, int] = {}
     for layout, index in zip(layouts, kept, strict=True):
         wanted = -(-len(index) // layout.multiple)
+        if layout.part == "expert":
+            wanted = -(-wanted // EXPERT_ALIGNMENT) * EXPERT_ALIGNMENT
         entries[layout.width_key] = max(entries.get(layout.width_key, 0), wanted)
     lists = [
         np.concatenate(

@@ -211,7 +211,7 @@ def _balance(w: MlpWeights, a: Activity | None, index: int) -> tuple[MlpWeights,
             "changing the function; leave balanced out"
         )
     up, down = w.inputs[1].norm, w.down.norm
-    both = (up > 0) & (down > 0)
+    both = (up > 0) & (down > 0) & np.isfinite(up * down)
     factor = np.sqrt(np.where(both, down, 1.0) / np.where(both, up, 1.0))
 
     def fixed(inputs: tuple[MatrixWeights, ...]) -> tuple[MatrixWeights, ...]:

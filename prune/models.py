@@ -252,7 +252,7 @@ def _load_folder(
         )
     from .surgery import trim
 
-    return trim(model), tokenizer  # pyright: ignore[reportReturnType]
+    return trim(model), tokenizer
 
 
 def pickled_weights(folder: Path) -> ModelError | None:

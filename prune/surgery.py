@@ -22,13 +22,13 @@ RECORD = "glulens"
 """The config's entry that says how wide padded MLPs really are."""
 
 
-def resize(model: nn.Module, cut: NeuronSet) -> nn.Module:
+def resize(model: nn.Module, cut: NeuronSet) -> Any:
     """Cut neurons from the live model, in gate/up pairs, and resize `down` to match.
 
     The model is changed in place and returned. All new tensors are made before the first is
     exchanged, so a failure (memory, a wrong set) leaves the model as it was. Where one config can
-    describe all widths it follows, and the saved model loads with stock Transformers; otherwise
-    `pad` before saving.
+    describe all widths it follows, and the saved model loads with stock Transformers. Otherwise,
+    and for experts, `pad` before saving.
 
     Raises:
         UsageError: the set belongs to another shape, would empty an MLP, or would leave the experts
@@ -40,11 +40,11 @@ def resize(model: nn.Module, cut: NeuronSet) -> nn.Module:
     return model
 
 
-def pad(model: nn.Module) -> nn.Module:
+def pad(model: nn.Module) -> Any:
     """Widen MLPs with zero neurons until one config describes all, so that the model can be saved.
 
-    The function stays. True widths are noted in the config (`glulens`), and `open_model` trims by
-    them.
+    Experts are also widened to multiples of 8 (see `edits.EXPERT_ALIGNMENT`). The function stays.
+    True widths are noted in the config (`glulens`), and `open_model` trims by them.
     """
     layouts = [mlp.layout for mlp in find_mlps(model)]
     lists, entries, lengthened = padded(layouts, [np.arange(w.width) for w in layouts])
@@ -54,7 +54,7 @@ def pad(model: nn.Module) -> nn.Module:
     return model
 
 
-def trim(model: nn.Module) -> nn.Module:
+def trim(model: nn.Module) -> Any:
     """Take away the zero neurons that the config says `pad` or `glulens prune` added.
 
     Raises:
@@ -100,6 +100,10 @@ def _rebuild(
     config: Any = model.config
     for entry, width in (entries or {}).items():
         setattr(config.get_text_config(), entry, width)
+    narrow = [new[name] for name, edit in edits.items() if edit.stacked]
+    if any(t.shape[-1] * t.element_size() % 16 for t in narrow):
+        # Grouped matrix products refuse such rows; one expert after another takes any.
+        model.set_experts_implementation("eager")  # pyright: ignore
 
 
 def _exchange(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 
-from glulens.errors import UsageError
+from glulens.errors import ModelError, UsageError
 from glulens.probes.engine import make_engine, silencer
 from glulens.probes.hooks import HooksEngine
-from glulens.prune.glu import glu_layers
+from glulens.prune.masks import masked
 from glulens.prune.selection import NeuronSet
-from glulens.prune.surgery import masked, resize
+from glulens.prune.surgery import resize
 
 IDS = torch.tensor([[5, 17, 80, 3, 42, 9, 11], [7, 7, 1, 0, 99, 23, 2]])
 KEEP = torch.tensor([2, 5])
@@ -66,13 +66,13 @@ def test_engines_agree_on_smollm2_and_under_replacement(smollm):
 def test_the_activation_is_what_the_definition_says(tiny):
     model = tiny()
     inputs = []
-    handle = glu_layers(model)[1].gate.register_forward_pre_hook(
+    handle = model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(
         lambda module, args: inputs.append(args[0])
     )
     activations, _ = record(HooksEngine(model))
     handle.remove()
-    layer = glu_layers(model)[1]
-    expected = torch.nn.functional.silu(layer.gate(inputs[0])) * layer.up(inputs[0])
+    mlp = model.model.layers[1].mlp
+    expected = torch.nn.functional.silu(mlp.gate_proj(inputs[0])) * mlp.up_proj(inputs[0])
     torch.testing.assert_close(activations[1], expected)
 
 
@@ -106,3 +106,10 @@ def test_padding_on_the_right_changes_nothing(tiny):
 def test_an_unknown_engine_lists_those_there_are(smollm):
     with pytest.raises(UsageError, match="allowed are hooks, lens"):
         make_engine(smollm, "hook")
+
+
+def test_a_mixture_of_experts_is_refused_by_the_engine_that_cannot_watch_it():
+    from families import make
+
+    with pytest.raises(ModelError, match="mixture of experts can be scored, pruned"):
+        HooksEngine(make("mixtral"))

@@ -14,8 +14,8 @@ import glulens
 from glulens.errors import DataError, ResourceError, RunError, UsageError
 from glulens.interp.hypothesis import Options
 from glulens.interp.localisation import Localiser, Resamples, functional
-from glulens.prune.criteria import score_layers
-from glulens.prune.glu import glu_layers
+from glulens.prune.mlps import find_mlps
+from glulens.prune.scoring import score_mlps
 
 QUICK: dict[str, Any] = {"limit": 24, "permutations": 200, "bootstraps": 100, "causal_items": 8}
 
@@ -126,7 +126,7 @@ def test_smollm2_run_scores_are_the_models(smollm):
         smollm, limit=3, permutations=100, bootstraps=100, causal_items=0, criteria=("vow", "ppm")
     )
     assert found.neurons.height == 46_080
-    scores = score_layers(glu_layers(smollm.model), "ppm")
+    scores = score_mlps(find_mlps(smollm.model), ["ppm"])["ppm"]
     assert found.neurons["ppm"].to_numpy()[1536:3072].tolist() == scores[1].tolist()
     assert found.verdict.criterion == "vow"
     assert found.manifest["model"]["sha256"] == smollm.source.sha256
@@ -191,7 +191,7 @@ def test_layers_csv_holds_what_the_statistic_averages(run, stories):
         if (r.property, r.function, r.criterion) == ("fact", "dz", "ppm")
     )
     assert row.rho == pytest.approx(mean, abs=1e-6)
-    localiser = Localiser({"ppm": score_layers(glu_layers(stories.model), "ppm")})
+    localiser = Localiser({"ppm": score_mlps(find_mlps(stories.model), ["ppm"])["ppm"]})
     values = functional(
         run.neurons.select("dz_fact").to_numpy().T, Resamples.observed(1), "attribution"
     )

@@ -1,71 +1,168 @@
-"""Counts as the paper counts them, ties by index, sets that cannot be wrong."""
+"""Sets of neurons: their algebra, their overlap, their file."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glulens.errors import UsageError
+from glulens.errors import DataError, UsageError
 from glulens.prune.selection import NeuronSet, cut_count, kept_width, lowest, ties_at_the_cut
 
 
-def test_counts_are_the_papers():
+def test_the_papers_widths():
     kept = [8192 - cut_count(8192, f / 10) for f in range(1, 7)]
     assert kept == [7373, 6554, 5735, 4916, 4096, 3277]
     assert [kept_width(2048, 8192, e) for e in (3.6, 3.2, 2.8, 2.4, 2.0, 1.6)] == kept
 
 
-@given(st.integers(1, 20_000), st.integers(0, 999))
-def test_a_decimal_fraction_is_that_fraction(width, thousandths):
+@given(width=st.integers(1, 20_000), thousandths=st.integers(0, 999))
+def test_cut_count_is_the_exact_floor(width, thousandths):
     exact = Fraction(thousandths, 1000) * width
     assert cut_count(width, thousandths / 1000) == exact.numerator // exact.denominator
 
 
-@pytest.mark.parametrize("bad", [-0.1, 1.0, 1.5, float("nan")])
-def test_fractions_outside_the_model_are_refused(bad):
-    with pytest.raises(UsageError, match="outside 0 <= fraction < 1"):
+@pytest.mark.parametrize("bad", [-0.1, 1, 1.5, float("nan"), float("inf")])
+def test_fractions_outside_are_refused(bad):
+    with pytest.raises(UsageError, match="0 <= fraction < 1"):
         cut_count(100, bad)
 
 
-def test_expansion_above_the_models_is_refused():
+def test_expansion_ratios_outside_are_refused():
     with pytest.raises(UsageError, match="give at most 4"):
         kept_width(32, 128, 4.5)
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="above 0"):
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="must be above 0"):
             kept_width(32, 128, bad)
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0, 0.99))
-def test_the_lowest_go_and_ties_go_by_index(values, fraction):
-    scores = np.array(values, np.float32)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.floats(0, 0.99))
+def test_ties_go_by_index_and_are_counted(values, fraction):
+    scores = np.array(values, dtype=np.float32)
     cut = lowest([scores], fraction=fraction)
-    expected = sorted(range(len(values)), key=lambda i: (values[i], i))[: len(cut)]
-    assert cut.indices[0].tolist() == sorted(expected)
-    tied = [i for i in range(len(values)) if i not in expected and expected
-            and values[i] == max(values[j] for j in expected)]  # fmt: skip
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    chosen = sorted(order[: len(cut)])
+    assert cut.indices[0].tolist() == chosen
+    tied = [i for i in order[len(cut) :] if chosen and values[i] == values[order[len(cut) - 1]]]
     assert ties_at_the_cut([scores], cut) == len(tied)
 
 
-def test_expansion_and_fraction_agree():
-    scores = [np.random.default_rng(0).random(8192) for _ in range(2)]
-    assert lowest(scores, fraction=0.4) == lowest(scores, expansion=2.4, hidden=2048)
-    with pytest.raises(UsageError, match="either"):
-        lowest(scores)
-
-
-def test_a_set_checks_itself():
-    chosen = NeuronSet((4, 3), (np.array([3, 1, 1]), np.array([], int)))
-    assert chosen.counts == (2, 0)
-    assert len(chosen) == 2
-    assert chosen.complement().indices[0].tolist() == [0, 2]
-    assert chosen.complement().complement() == chosen
-    with pytest.raises(UsageError, match=r"layer 1: neuron 3 is outside 0\.\.2"):
-        NeuronSet((4, 3), (np.array([0]), np.array([3])))
-    with pytest.raises(UsageError, match="neuron -1"):
-        NeuronSet((4,), (np.array([-1]),))
+def test_a_set_is_sorted_unique_and_within_the_model():
+    one = NeuronSet((4, 3), (np.array([3, 1, 1]), np.array([], int)))
+    assert one.indices[0].tolist() == [1, 3]
+    assert one.counts == (2, 0)
+    assert len(one) == 2
+    assert one.complement() == NeuronSet((4, 3), (np.array([0, 2]), np.arange(3)))
+    with pytest.raises(UsageError, match=r"MLP 1: neuron 3 is outside 0\.\.2"):
+        NeuronSet((4, 3), (np.arange(2), np.array([3])))
+    with pytest.raises(UsageError, match="1 lists of indices for a model of 2 MLPs"):
+        NeuronSet((4, 3), (np.arange(2),))
     with pytest.raises(ValueError, match="read-only"):
-        chosen.indices[0][0] = 2
+        one.indices[0][0] = 2
+
+
+@st.composite
+def two_sets(draw):
+    widths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    pick = st.tuples(*(st.sets(st.integers(0, width - 1)) for width in widths))
+    return tuple(widths), draw(pick), draw(pick)
+
+
+@given(two_sets())
+def test_algebra_is_that_of_sets(drawn):
+    widths, one, other = drawn
+
+    def made(sets) -> NeuronSet:
+        return NeuronSet(widths, tuple(np.array(sorted(s), int) for s in sets))
+
+    a, b = made(one), made(other)
+    assert a | b == made([x | y for x, y in zip(one, other, strict=True)])
+    assert a & b == made([x & y for x, y in zip(one, other, strict=True)])
+    assert a - b == made([x - y for x, y in zip(one, other, strict=True)])
+    assert a.complement() == made([set(range(w)) for w in widths]) - a
+    assert a - b == a & b.complement()
+
+
+def test_sets_of_different_models_do_not_mix():
+    one, other = NeuronSet((4,), (np.arange(2),)), NeuronSet((5,), (np.arange(2),))
+    with pytest.raises(UsageError, match="widths 1 x 4, this one has 1 x 5"):
+        _ = one | other
+
+
+def test_overlap_is_that_of_all_possible_draws():
+    """Two MLPs of 5 and 4: every pair of sets with these counts, enumerated."""
+    widths, counts, others = (5, 4), (2, 2), (3, 1)
+    shared = []
+    fixed = [set(range(c)) for c in counts]
+    for draws in itertools.product(
+        *(itertools.combinations(range(w), k) for w, k in zip(widths, others, strict=True))
+    ):
+        shared.append(sum(len(f & set(d)) for f, d in zip(fixed, draws, strict=True)))
+    a = NeuronSet(widths, tuple(np.arange(c) for c in counts))
+    b = NeuronSet(widths, (np.array([0, 1, 4]), np.array([3])))
+    found = a.overlap(b)
+    assert found.shared == 2
+    assert found.expected == pytest.approx(np.mean(shared))
+    assert found.p_more == pytest.approx(np.mean([s >= 2 for s in shared]))
+    assert found.p_fewer == pytest.approx(np.mean([s <= 2 for s in shared]))
+    assert found.jaccard == pytest.approx(2 / 6)
+
+
+def test_overlap_at_the_size_of_a_real_model_is_quick_and_sane():
+    rng = np.random.default_rng(0)
+    widths = (8192,) * 16
+    a, b = (
+        NeuronSet(widths, tuple(rng.choice(8192, 2000, replace=False) for _ in widths))
+        for _ in "ab"
+    )
+    found = a.overlap(b)
+    assert found.expected == pytest.approx(16 * 2000 * 2000 / 8192)
+    assert 0.001 < found.p_more < 0.999
+    assert found.p_more + found.p_fewer > 1  # both count the observed number
+    assert a.overlap(a).p_more < 1e-100
+
+
+@settings(max_examples=20)
+@given(drawn=two_sets())
+def test_a_set_survives_its_file(drawn, tmp_path_factory):
+    widths, one, _ = drawn
+    path = tmp_path_factory.mktemp("sets") / "set.json"
+    made = NeuronSet(widths, tuple(np.array(sorted(s), int) for s in one))
+    made.save(path)
+    assert NeuronSet.load(path) == made
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"kind": "something"}', "not json",
+        '{"kind": "glulens neuron set", "schema_version": 2, "widths": [3], "indices": [[0]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [[3]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [[0.5]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [["a"]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": 3, "indices": 4}',
+    ],
+)  # fmt: skip
+def test_other_files_are_refused_in_one_line(text, tmp_path):
+    path = tmp_path / "set.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="cannot be read as a set of neurons"):
+        NeuronSet.load(path)
+    with pytest.raises(DataError, match="cannot be read as a set of neurons"):
+        NeuronSet.load(tmp_path / "missing.json")
+
+
+def test_a_saved_set_says_what_it_is(tmp_path):
+    NeuronSet((4,), (np.array([2]),)).save(tmp_path / "set.json")
+    assert json.loads((tmp_path / "set.json").read_text()) == {
+        "kind": "glulens neuron set",
+        "schema_version": 1,
+        "widths": [4],
+        "indices": [[2]],
+    }
