@@ -112,21 +112,19 @@ class Checkpoint:
 
 
 class Reader:
-    """Gives tensors by name. The last two stay mapped: fused and stacked ones are asked for more
-    than once in a row."""
+    """Gives tensors by name. The last one stays mapped: fused ones are asked for twice in a row."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._recent: dict[str, Tensor] = {}
+        self._recent: tuple[str, Tensor] | None = None
 
     def __call__(self, name: str) -> Tensor:
         """The tensor, mapped from disk."""
-        if name not in self._recent:
-            while len(self._recent) > 1:
-                del self._recent[next(iter(self._recent))]
+        if self._recent is None or self._recent[0] != name:
+            self._recent = None  # let go before the next is mapped
             entry = self._checkpoint.entries[name]
-            self._recent[name] = mapped(self._checkpoint.folder, entry)
-        return self._recent[name]
+            self._recent = name, mapped(self._checkpoint.folder, entry)
+        return self._recent[1]
 
 
 @contextmanager

@@ -313,7 +313,7 @@ def _write_card(
     text = card(
         original,
         source=source.source.name,
-        sha256=source.source.sha256,
+        revision=source.source.revision,
         how=how,
         command=shlex.join(argv) if argv else "glulens.prune.prune_checkpoint",
         layouts=source.layouts,

@@ -194,13 +194,13 @@ def test_masks_say_what_they_need(tiny):
     model = tiny()
     cut = some(model, 1, even=True)
     flat = [np.zeros(48)] * 3
-    cases: tuple[tuple[Any, Any, str], ...] = (
+    cases: list[Any] = [
         ("median", None, "allowed are zero, mean, resample"),
         ("mean", None, "mean needs a reference"),
         ("mean", flat[:2], "the reference has 2 MLPs, the model 3"),
         ("mean", [np.zeros(40)] * 3, r"layer 0: the reference has shape \(40,\)"),
         ("resample", flat, "resample needs samples, not one mean"),
-    )
+    ]
     for how, reference, message in cases:
         with pytest.raises(UsageError, match=message), masked(model, cut, how, reference=reference):
             pass
