@@ -22,7 +22,7 @@ from ..datasets.records import Passage
 from ..datasets.sources import BUILTIN
 from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
-from ..prune.expressions import check_criterion, is_control
+from ..prune.expressions import is_control, parse_criterion
 from ..prune.mlps import find_mlps
 from ..prune.models import DTYPES, OpenedModel, open_model
 from ..prune.scoring import score_mlps
@@ -88,7 +88,11 @@ class Options:
         if not self.criteria:
             raise UsageError("no criterion given")
         for name in self.criteria:
-            check_criterion(name)
+            if parse_criterion(name).needs_recording:
+                raise UsageError(
+                    f"criterion {name!r} looks at activations; the hypothesis is about weights: "
+                    "give weight criteria"
+                )
         if is_control(self.criteria[0]):
             raise UsageError(f"the first criterion carries the verdict; {self.criteria[0]} cannot")
         for name, least in (

@@ -135,8 +135,11 @@ def is_control(name: str) -> bool:
 
 
 def column(name: str) -> str:
-    """The criterion's column in `neurons.parquet`: its name with `_` for all but word signs."""
-    return re.sub(r"\W+", "_", name).strip("_")
+    """The criterion's column in `neurons.parquet`: its name with `_` for all but word signs.
+
+    `mean(...)` becomes `meanrank_...`, since `mean_P` is an activation there.
+    """
+    return re.sub(r"\W+", "_", name.replace("mean(", "meanrank(")).strip("_")
 
 
 def evaluate(

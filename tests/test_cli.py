@@ -49,6 +49,7 @@ def test_help_is_light():
         (["hypothesis", "smollm2-135m-instruct", "--limit", "many"], 2, "not a valid int"),
         (["hypothesis", "smollm2-135m-instruct", "--criteria", "pmp"], 2, "did you mean 'ppm'?"),
         (["demo", "--criteria", "random:0"], 2, "carries the verdict"),
+        (["demo", "--criteria", "wanda"], 2, "looks at activations"),
         (["hypothesis", "smollm2-135m-instruct", "--permutations", "9"], 2, "at least 100"),
         (["hypothesis", "smollm2-135m-instruct", "--lmit", "4"], 2, "--limit"),
         (["nothing"], 2, "No such command 'nothing'"),

@@ -223,7 +223,7 @@ def test_names_controls_and_columns():
         False, True, True, True,
     ]  # fmt: skip
     assert column("random:0") == "random_0"
-    assert column("mean(ppm,balanced(vow))") == "mean_ppm_balanced_vow"
+    assert column("mean(ppm,balanced(vow))") == "meanrank_ppm_balanced_vow"
 
 
 def test_activation_criteria_ask_for_a_recording_of_this_model(tiny):
