@@ -13,7 +13,7 @@ from test_rundir import make_run
 from glulens.errors import RunError
 from glulens.rundir import NEURONS, open_run
 from glulens.tui.app import Browser, _cells
-from glulens.tui.columns import TOP, Ranking, shown, sortable
+from glulens.tui.columns import TOP, Ranking, labels, shown, sortable
 
 
 def frame() -> polars.DataFrame:
@@ -54,6 +54,16 @@ def test_scores_come_first_and_the_wide_columns_stay_out():
     assert shown(frame(), "rms_fact") == ["rms_fact", "ppm", "attr_fact"]
     with pytest.raises(RunError, match="no scores"):
         sortable(polars.DataFrame({"layer": [1], "neuron": [1], "name": ["x"]}))
+
+
+def test_neurons_of_experts_are_called_by_their_expert():
+    rows = polars.DataFrame({"layer": [0, 3, 3], "neuron": [5, 6, 7]})
+    assert labels(rows) == ["L0.N5", "L3.N6", "L3.N7"]
+    rows = rows.with_columns(
+        part=polars.Series(["dense", "expert", "shared"]), expert=polars.Series([None, 2, None])
+    )
+    assert labels(rows) == ["L0.N5", "L3.E2.N6", "L3.S.N7"]
+    assert sortable(rows.with_columns(ppm=polars.Series([1.0, 2.0, 3.0]))) == ["ppm"]
 
 
 def test_cells_share_their_decimals():

@@ -15,8 +15,8 @@ from textual.containers import Horizontal
 from textual.widgets import DataTable, Footer, Header, Label, Select
 
 from ..errors import UsageError
-from ..rundir import KEYS, NEURONS, RunDirectory, open_run
-from .columns import TOP, Ranking, shown, sortable
+from ..rundir import NEURONS, RunDirectory, open_run
+from .columns import TOP, Ranking, labels, shown, sortable
 
 ALL_LAYERS = "all layers"
 
@@ -91,8 +91,8 @@ class Browser(App[None]):
             mark = arrow if name == self.ranking.by else ""
             table.add_column(Text(name + mark, justify="right"), key=name)
         cells = [_cells(rows[name]) for name in names]
-        for place, (rank, at, neuron) in enumerate(rows.select("rank", *KEYS).iter_rows()):
-            values = [str(rank), f"L{at}.N{neuron}", *(column[place] for column in cells)]
+        for place, (rank, label) in enumerate(zip(rows["rank"], labels(rows), strict=True)):
+            values = [str(rank), label, *(column[place] for column in cells)]
             table.add_row(*(Text(value, justify="right") for value in values))
         layer = self.ranking.layer
         total = self._neurons.height

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import polars
@@ -56,11 +57,27 @@ def sortable(neurons: polars.DataFrame) -> list[str]:
     numeric = [
         name
         for name, kind in neurons.schema.items()
-        if kind.is_numeric() and name not in ("layer", "neuron")
+        if kind.is_numeric() and name not in ("layer", "neuron", "expert")
     ]
     if not numeric or not neurons.height:
         raise RunError("the run's table has no scores to rank by; run the job again")
     return sorted(numeric, key=lambda name: name.startswith(FUNCTIONAL))
+
+
+def labels(rows: polars.DataFrame) -> list[str]:
+    """What each neuron is called: `L3.N12`, of an expert `L3.E5.N12`, of a shared one `L3.S.N12`."""
+    part: Sequence[str] = [""] * rows.height
+    if "expert" in rows.columns:
+        part = [
+            f".E{expert}" if expert is not None else ".S" if kind == "shared" else ""
+            for kind, expert in rows.select("part", "expert").iter_rows()
+        ]
+    return [
+        f"L{layer}{of}.N{neuron}"
+        for (layer, neuron), of in zip(
+            rows.select("layer", "neuron").iter_rows(), part, strict=True
+        )
+    ]
 
 
 def shown(neurons: polars.DataFrame, by: str) -> list[str]:
