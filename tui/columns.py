@@ -65,7 +65,7 @@ def sortable(neurons: polars.DataFrame) -> list[str]:
 
 
 def labels(rows: polars.DataFrame) -> list[str]:
-    """What each neuron is called: `L3.N12`, of an expert `L3.E5.N12`, of a shared one `L3.S.N12`."""
+    """What neurons are called: `L3.N12`, an expert's `L3.E5.N12`, a shared expert's `L3.S.N12`."""
     part: Sequence[str] = [""] * rows.height
     if "expert" in rows.columns:
         part = [
