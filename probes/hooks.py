@@ -43,8 +43,9 @@ class HooksEngine:
                     index: int = mlp.index,
                     see: Any = visit,
                 ) -> tuple[Any, ...] | None:
-                    replaced = see(index, args[0])
-                    return None if replaced is None else (replaced, *args[1:])
+                    # OPT flattens batch and positions before its MLPs.
+                    replaced = see(index, args[0].view(*ids.shape, -1))
+                    return None if replaced is None else (replaced.view(args[0].shape), *args[1:])
 
                 assert mlp.down is not None
                 handles.append(mlp.down.register_forward_pre_hook(hook))

@@ -219,7 +219,7 @@ def test_where_no_norm_stands_before_the_mlp_folding_is_refused():
         score_mlps(find_mlps(make("gpt2")), ["balanced(ppm)"])
 
 
-@pytest.mark.parametrize("family", GATED)
+@pytest.mark.parametrize("family", [*GATED, *PLAIN])
 def test_likelihood_and_attribution_are_the_models_own(family):
     """Softcapped or scaled heads and padded batches included."""
     model = make(family)
@@ -228,7 +228,7 @@ def test_likelihood_and_attribution_are_the_models_own(family):
     (batch,) = batches(texts, 100, engine.device)
     activations, mean, attribution, found = _read(engine, batch)
     assert len(activations) == 2
-    assert mean.shape == attribution.shape == (2, 48)
+    assert mean.shape == attribution.shape == (2, sum(engine.widths))
     for place, row in enumerate(batch.rows):
         text = texts[row]
         log_p = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
