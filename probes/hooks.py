@@ -44,8 +44,10 @@ class HooksEngine:
                     see: Any = visit,
                 ) -> tuple[Any, ...] | None:
                     # OPT flattens batch and positions before its MLPs.
-                    replaced = see(index, args[0].view(*ids.shape, -1))
-                    return None if replaced is None else (replaced.view(args[0].shape), *args[1:])
+                    replaced = see(index, args[0].reshape(*ids.shape, -1))
+                    return (
+                        None if replaced is None else (replaced.reshape(args[0].shape), *args[1:])
+                    )
 
                 assert mlp.down is not None
                 handles.append(mlp.down.register_forward_pre_hook(hook))
