@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -179,13 +180,15 @@ def write_shard(
     tensors: Sequence[tuple[str, str, tuple[int, ...], int]],
     bodies: Mapping[str, Callable[[], Write]],
     metadata: Mapping[str, str],
+    told: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a file.
+    """Write a file. While one tensor is written, the next is made in a second thread.
 
     Args:
         tensors: name, dtype, shape and bytes of each, in their order in the file.
         bodies: by name, what makes the tensor's writer when its turn comes.
         metadata: of the file.
+        told: called after every tensor.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
@@ -194,9 +197,13 @@ def write_shard(
         at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as ahead:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for name, _, _, size in tensors:
-            if bodies[name]()(file) != size:
+        coming = [ahead.submit(bodies[name]) for name, *_ in tensors[:1]]
+        for place, (name, _, _, size) in enumerate(tensors):
+            write = coming.pop().result()
+            coming += [ahead.submit(bodies[name]) for name, *_ in tensors[place + 1 : place + 2]]
+            if write(file) != size:
                 raise OSError(f"{name}: not as many bytes as planned")
+            told()

@@ -261,10 +261,12 @@ def _copy_rest(folder: Path, scratch: Path) -> None:
 def _write_weights(source: Checkpoint, plan: _Plan, scratch: Path, progress: Progress) -> None:
     done, total = 0, len(source.entries)
 
-    def body(entry: Entry) -> Write:
+    def told() -> None:
         nonlocal done
         done += 1
         progress("writing tensors", done, total)
+
+    def body(entry: Entry) -> Write:
         edit = plan.edits.get(entry.name)
         if edit is None:
             return copied(source.folder, entry)
@@ -280,6 +282,7 @@ def _write_weights(source: Checkpoint, plan: _Plan, scratch: Path, progress: Pro
             ],
             {entry.name: lambda entry=entry: body(entry) for entry in in_order},
             shard.metadata,
+            told,
         )
     if (source.folder / INDEX).is_file():
         index = {
