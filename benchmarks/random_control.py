@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import glulens as gl
-from glulens.probes.perplexity import perplexity, window_losses
+from glulens.probes.perplexity import window_losses
 from glulens.progress import on_stderr
 from glulens.prune import Budget, choose, find_mlps, masked, score_mlps
 
@@ -36,13 +36,13 @@ def main(folder: Path) -> None:
     spared = Budget(fraction=FRACTION, layers={0: 0.0})
     found: dict[tuple[str, bool], float] = {}
     with on_stderr() as progress:
-        dense = perplexity(window_losses(opened.model, ids, window=WINDOW))
+        dense = window_losses(opened.model, ids, window=WINDOW).perplexity
         for name in (*NAMED, *RANDOM):
             for spare in (False, True):
                 cut = choose(layouts, scores[name], spared if spare else whole)
                 with masked(opened.model, cut):
                     losses = window_losses(opened.model, ids, window=WINDOW)
-                found[name, spare] = perplexity(losses)
+                found[name, spare] = losses.perplexity
                 progress("perplexities", len(found), 2 * len(NAMED + RANDOM))
     print(f"SmolLM2-135M-Instruct, {len(ids):,} tokens of WikiText-2; dense {dense:.1f}\n")
     print("| cut a tenth by | perplexity | beaten by random draws | layer 0 whole | beaten by |")
