@@ -22,11 +22,16 @@ def appearing(path: Path) -> Iterator[Path]:
         yield scratch
         scratch.chmod(0o755)  # mkdtemp made it the owner's alone
         if path.exists():
-            # Aside first, so that at no moment both are gone.
+            # Aside first, and back again should the last step fail.
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
             path.rename(aside / "old")
-            scratch.rename(path)
-            shutil.rmtree(aside)
+            try:
+                scratch.rename(path)
+            except BaseException:
+                (aside / "old").rename(path)
+                aside.rmdir()
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             scratch.rename(path)
     finally:

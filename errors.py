@@ -58,6 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU (where torch raises a plain RuntimeError) or a device."""
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
         or "not enough memory" in str(error)

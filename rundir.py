@@ -100,7 +100,11 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         RunError: something is there already, or the place cannot be written.
         ResourceError: the disk has no room.
     """
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise RunError(f"{str(path)[:80]} cannot be written ({error.strerror})") from error
+    if there:
         if not overwrite:
             raise RunError(f"{path} exists; choose another with -o, or give --overwrite")
         if not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import GlulensError, ResourceError, RunError
+from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory
 from . import cli_weights
 
 EXIT_CODES = """
@@ -44,11 +44,17 @@ class Commands(click.Group):
             _stop(error.format_message() + hint, error.exit_code)
         except GlulensError as error:
             _stop(str(error), error.exit_code)
-        except MemoryError:
-            _stop("out of memory; lower --max-tokens or --limit", ResourceError.exit_code)
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read us has gone; saying so to them would fail again
-            sys.exit(1)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                sys.stderr.close()  # whoever read us has gone; saying so to them would fail again
+                sys.exit(1)
+            if not is_out_of_memory(error):
+                raise
+            _stop(
+                "out of memory; free some, or lower --max-tokens or --limit where the command has "
+                "them",
+                ResourceError.exit_code,
+            )
 
 
 def _stop(message: str, code: int) -> None:

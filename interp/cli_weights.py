@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..prune.stream import Pruned
 
+MOST_LAYERS = 10_000
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _PATH = click.Path(path_type=Path)
 
@@ -67,8 +69,8 @@ def score(
         )
     found = summary(run.neurons(), names)
     if as_json:
-        about = {"schema_version": 1, "path": str(path), "criteria": found.to_dicts()}
-        click.echo(json.dumps(about, indent=1))
+        about = {"schema_version": 1, "path": str(path), "criteria": _finite(found.to_dicts())}
+        click.echo(json.dumps(about, indent=1, allow_nan=False))
     else:
         _print_table(found.columns, found.rows())
     click.echo(f"run directory: {path}", err=as_json)
@@ -138,7 +140,9 @@ def prune(
         cut = NeuronSet.load(cut_set) if cut_set else keep_only(NeuronSet.load(str(keep_set)))
         if protect and len(cut & NeuronSet.load(protect)):
             raise UsageError("--cut-set and --protect share neurons; take them out of one")
-    budget = None if cut else Budget(**sizes, pooled=pooled, divisor=divisor, layers=layers)
+    budget = (
+        None if cut is not None else Budget(**sizes, pooled=pooled, divisor=divisor, layers=layers)
+    )
     with on_stderr() as progress:
         done = prune_checkpoint(
             model,
@@ -146,7 +150,7 @@ def prune(
             criterion=criterion,
             budget=budget,
             cut=cut,
-            protected=NeuronSet.load(protect) if protect and not cut else None,
+            protected=NeuronSet.load(protect) if protect and cut is None else None,
             recording=Recording.load(recording) if recording else None,
             progress=progress,
             argv=["glulens", *sys.argv[1:]],
@@ -201,8 +205,11 @@ def _layer_fraction(text: str) -> dict[int, float]:
         raise UsageError(
             f"--layer-fraction {text!r}: write LAYER=FRACTION or FIRST-LAST=FRACTION, as in 0=0"
         ) from None
-    if not 0 <= fraction < 1 or last < first:
-        raise UsageError(f"--layer-fraction {text!r}: 0 <= fraction < 1, and layers ascending")
+    if not 0 <= fraction < 1 or not first <= last < MOST_LAYERS:
+        raise UsageError(
+            f"--layer-fraction {text!r}: 0 <= fraction < 1, and layers ascending, below "
+            f"{MOST_LAYERS}"
+        )
     return dict.fromkeys(range(first, last + 1), fraction)
 
 
@@ -211,6 +218,14 @@ def _count(text: str) -> int:
     if match is None:
         raise UsageError(f"--parameters {text!r}: write a number, as in 120000000, 120M or 1.2B")
     return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])
+
+
+def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With null for what JSON cannot say."""
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
 
 
 def _stem(model: str) -> str:

@@ -102,7 +102,7 @@ def score_run(
     Raises:
         RunError, ResourceError: the run cannot be written; otherwise as `score`.
     """
-    path = Path(output)
+    path = Path(output).expanduser()
     check_free(path, overwrite=overwrite)
     started = time.time()
     table, layouts, source, about = _score(model, criteria, recording, allow_nonfinite, progress)

@@ -143,6 +143,7 @@ def _rows(
     progress: Progress,
 ):
     """Per text, the activations of all tokens but the first, by MLP."""
+    texts = [texts] if isinstance(texts, str) else texts  # not its letters
     for place, text in enumerate(texts):
         ids = opened.tokenizer(text)["input_ids"][:max_tokens]  # pyright: ignore
         if len(ids) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -28,7 +28,8 @@ class Budget:
     """Parameters that the whole model may keep at most; all MLPs give the same share."""
     pooled: bool = False
     """Rank all MLPs together, each standardised within itself (as FLAP, arXiv 2312.11983), instead
-    of taking the same share of each. The total is what the uniform cut would take."""
+    of taking the same share of each. The total is what the uniform cut would take, or as near to it
+    as the experts of a layer, which lose the same number, allow."""
     divisor: int = 1
     """Kept widths are rounded to the nearest multiple, never to 0; for `parameters` to the next
     lower one."""
@@ -91,12 +92,24 @@ def choose(
         protected.check(widths)
     else:
         protected = NeuronSet(tuple(widths), (np.array([], int),) * len(widths))
-    kept = _kept(layouts, budget, total_parameters)
-    if budget.pooled:
-        kept = _pooled(layouts, scores, kept, protected)
-    kept = [
-        _rounded(count, layout.width, budget) for count, layout in zip(kept, layouts, strict=True)
-    ]
+    unknown = set(budget.layers) - {layout.layer for layout in layouts}
+    if unknown:
+        raise UsageError(f"layer {min(unknown)}: the model's layers are 0..{layouts[-1].layer}")
+    pool = _Pool(layouts, scores, protected) if budget.pooled else None
+
+    def final(kept: Sequence[int]) -> list[int]:
+        """With layers' own fractions, pooling and rounding."""
+        kept = [
+            _share(layout, budget.layers[layout.layer]) if layout.layer in budget.layers else count
+            for layout, count in zip(layouts, kept, strict=True)
+        ]
+        kept = pool.kept(sum(widths) - sum(kept)) if pool else kept
+        return [_rounded(count, w, budget) for count, w in zip(kept, layouts, strict=True)]
+
+    if budget.parameters is not None:
+        kept = _within(layouts, budget.parameters, total_parameters, final)
+    else:
+        kept = final([_kept_in_one(layout, budget) for layout in layouts])
     if all(count == width for count, width in zip(kept, widths, strict=True)):
         raise UsageError(f"{budget.describe()}: no neuron would go; ask for a larger cut")
     chosen = []
@@ -112,47 +125,40 @@ def choose(
     return NeuronSet(tuple(widths), tuple(chosen))
 
 
-def _kept(layouts: Sequence[MlpLayout], budget: Budget, total: int | None) -> list[int]:
-    """Neurons that stay in every MLP, before pooling and rounding."""
-    unknown = set(budget.layers) - {layout.layer for layout in layouts}
-    if unknown:
-        raise UsageError(f"layer {min(unknown)}: the model's layers are 0..{layouts[-1].layer}")
-    if budget.parameters is not None:
-        kept = _within(layouts, budget.parameters, total)
-    else:
-        kept = [_kept_in_one(layout, budget) for layout in layouts]
-    return [
-        _share(layout, budget.layers[layout.layer]) if layout.layer in budget.layers else count
-        for layout, count in zip(layouts, kept, strict=True)
-    ]
+def _times(layout: MlpLayout) -> int:
+    """A shared expert several times as wide as a routed one must stay so, since one entry of the
+    config holds both widths: its neurons are counted in so many at a time."""
+    return layout.multiple if layout.width % layout.multiple == 0 else 1
 
 
 def _share(layout: MlpLayout, fraction: float) -> int:
-    # A shared expert several times as wide as a routed one must stay so: one entry of the config
-    # holds both widths. So it loses that many times what a routed one loses.
-    times = layout.multiple if layout.width % layout.multiple == 0 else 1
+    times = _times(layout)
     return layout.width - times * cut_count(layout.width // times, fraction)
 
 
 def _kept_in_one(layout: MlpLayout, budget: Budget) -> int:
+    times = _times(layout)
     if budget.fraction is not None:
         return _share(layout, budget.fraction)
     if budget.expansion is not None:
-        return layout.multiple * kept_width(
-            layout.hidden, layout.width // layout.multiple, budget.expansion
-        )
+        return times * kept_width(layout.hidden, layout.width // times, budget.expansion)
     if budget.width is not None:
-        if budget.width * layout.multiple > layout.width:
+        if budget.width * times > layout.width:
             raise UsageError(
-                f"width {budget.width}: {layout.name} has {layout.width // layout.multiple} "
+                f"width {budget.width}: {layout.name} has {layout.width // times} "
                 "neurons; give at most that"
             )
-        return budget.width * layout.multiple
+        return budget.width * times
     return layout.width
 
 
-def _within(layouts: Sequence[MlpLayout], parameters: int, total: int | None) -> list[int]:
-    """The smallest uniform cut that leaves the model at most so many parameters."""
+def _within(
+    layouts: Sequence[MlpLayout],
+    parameters: int,
+    total: int | None,
+    final: Callable[[Sequence[int]], list[int]],
+) -> list[int]:
+    """The smallest uniform cut that leaves the model at most so many parameters in the end."""
     if total is None:
         raise UsageError("a parameter budget needs the model's number of parameters")
     if parameters >= total:
@@ -160,7 +166,11 @@ def _within(layouts: Sequence[MlpLayout], parameters: int, total: int | None) ->
     steps = max(layout.width for layout in layouts)
 
     def kept(step: int) -> list[int]:
-        return [w.width - w.multiple * (w.width // w.multiple * step // steps) for w in layouts]
+        uniform = []
+        for w in layouts:
+            times = _times(w)
+            uniform.append(w.width - times * (w.width // times * step // steps))
+        return final(uniform)
 
     def left(step: int) -> int:
         return total - sum(
@@ -171,8 +181,8 @@ def _within(layouts: Sequence[MlpLayout], parameters: int, total: int | None) ->
     least = left(steps - 1)
     if least > parameters:
         raise UsageError(
-            f"parameters {parameters:,}: {least:,} are left when every MLP keeps its last neurons; "
-            "give at least that"
+            f"parameters {parameters:,}: {least:,} are left when as much as may be is cut; give at "
+            "least that"
         )
     low, high = 0, steps - 1  # left(low) is too much, left(high) fits
     while high - low > 1:
@@ -181,38 +191,60 @@ def _within(layouts: Sequence[MlpLayout], parameters: int, total: int | None) ->
     return kept(high)
 
 
-def _pooled(
-    layouts: Sequence[MlpLayout],
-    scores: Sequence[np.ndarray],
-    kept: Sequence[int],
-    protected: NeuronSet,
-) -> list[int]:
-    """Neurons that stay in every MLP when all are ranked together."""
-    standard = []
-    for score, safe in zip(scores, protected.indices, strict=True):
-        wide = score.astype(np.float64)
-        finite = np.isfinite(wide)
-        spread = wide[finite].std() if finite.any() else 0.0
-        wide = (wide - (wide[finite].mean() if finite.any() else 0.0)) / (spread or 1.0)
-        wide[safe] = np.inf
-        # One neuron of every MLP stays: an empty one would be another architecture.
-        wide[np.argmax(wide)] = np.inf
-        standard.append(wide)
-    budget = sum(layout.width for layout in layouts) - sum(kept)
-    order = np.argsort(np.concatenate(standard), kind="stable")[:budget]
-    owner = np.repeat(np.arange(len(layouts)), [layout.width for layout in layouts])[order]
-    cut = np.bincount(owner, minlength=len(layouts))
-    groups: dict[object, list[int]] = {}
-    for place, layout in enumerate(layouts):
-        groups.setdefault(layout.group, []).append(place)
-    for places in groups.values():
-        cut[places] = int(cut[places].mean())
-    return [layout.width - int(count) for layout, count in zip(layouts, cut, strict=True)]
+class _Pool:
+    """All MLPs' neurons ranked together, each MLP standardised within itself."""
 
+    def __init__(
+        self,
+        layouts: Sequence[MlpLayout],
+        scores: Sequence[np.ndarray],
+        protected: NeuronSet,
+    ) -> None:
+        self._layouts = layouts
+        standard = []
+        for score, safe in zip(scores, protected.indices, strict=True):
+            wide = score.astype(np.float64)
+            finite = np.isfinite(wide)
+            spread = wide[finite].std() if finite.any() else 0.0
+            wide = (wide - (wide[finite].mean() if finite.any() else 0.0)) / (spread or 1.0)
+            wide[safe] = np.inf
+            # One neuron of every MLP stays: an empty one would be another architecture.
+            wide[np.argmax(wide)] = np.inf
+            standard.append(wide)
+        widths = [layout.width for layout in layouts]
+        order = np.argsort(np.concatenate(standard), kind="stable")
+        self._owner = np.repeat(np.arange(len(layouts)), widths)[order]
+        self._groups: dict[object, list[int]] = {}
+        for place, layout in enumerate(layouts):
+            self._groups.setdefault(layout.group, []).append(place)
 
-def _rounded(kept: int, width: int, budget: Budget) -> int:
-    if budget.divisor == 1 or kept == width:
+    def kept(self, cut: int) -> list[int]:
+        """Neurons that stay in every MLP when about `cut` go.
+
+        The experts of a layer lose the same number: their mean, rounded so that the total comes as
+        near to `cut` as their number allows.
+        """
+        counts = np.bincount(self._owner[:cut], minlength=len(self._layouts))
+        kept = [layout.width for layout in self._layouts]
+        over = 0.0  # cut beyond the ranks' own numbers so far, handed to the next group
+        for places in self._groups.values():
+            first = self._layouts[places[0]]
+            unit = len(places) * _times(first)
+            wanted = float(counts[places].sum()) - over
+            most = (first.width - 1) // _times(first)
+            times = min(max(round(wanted / unit), 0), most)
+            over = times * unit - wanted
+            for place in places:
+                kept[place] -= times * _times(first)
         return kept
-    exact = Fraction(kept, budget.divisor)
-    times = math.floor(exact if budget.parameters is not None else exact + Fraction(1, 2))
-    return min(max(times, 1) * budget.divisor, width)
+
+
+def _rounded(kept: int, layout: MlpLayout, budget: Budget) -> int:
+    if budget.divisor == 1 or kept == layout.width:
+        return kept
+    times = _times(layout)
+    exact = Fraction(kept // times, budget.divisor)
+    whole = math.floor(exact if budget.parameters is not None else exact + Fraction(1, 2))
+    if whole * budget.divisor > layout.width // times:
+        whole -= 1
+    return min(max(whole, 1) * budget.divisor * times, layout.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, ResourceError
 from ..progress import Progress, silent
 from .expressions import evaluate, parse_criterion
 from .layout import MlpLayout, locate
@@ -25,7 +26,10 @@ from .shards import Entry, Shard, mapped, read_shard
 from .surgery import RECORD, true_widths
 from .weights import MlpWeights
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".inv_freq")
+"""Causal masks and rotary frequencies, which are no weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +67,10 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored; tied embeddings once, padding included."""
-        return sum(prod(entry.shape) for entry in self.entries.values())
+        """Numbers stored, padding included; buffers that some old checkpoints hold are left out."""
+        return sum(
+            prod(entry.shape) for name, entry in self.entries.items() if not name.endswith(_BUFFERS)
+        )
 
     def weigh(
         self,
@@ -144,6 +150,12 @@ def open_checkpoint(name: str | Path, *, progress: Progress = silent) -> Iterato
 
     with tempfile.TemporaryDirectory(prefix="glulens-gguf-") as scratch:
         model, tokenizer = load_gguf(source.path)
+        free, needed = shutil.disk_usage(scratch).free, 4 * model.num_parameters()
+        if free < needed:
+            raise ResourceError(
+                f"{free / 1e6:,.0f} MB are free at {scratch}, converting {source.path.name} takes "
+                f"{needed / 1e6:,.0f} MB; free some or set TMPDIR"
+            )
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         del model
@@ -155,7 +167,7 @@ def _checkpoint(source: ModelSource, folder: Path) -> Checkpoint:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it is not an object")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(
             f"{folder} has no config.json; give a folder saved by Transformers"
         ) from error
@@ -173,16 +185,16 @@ def _checkpoint(source: ModelSource, folder: Path) -> Checkpoint:
 
 def _shard_files(folder: Path) -> list[Path]:
     index = folder / INDEX
+    if (folder / SINGLE).is_file():  # what Transformers takes first, whatever else is there
+        return [folder / SINGLE]
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
-        single = folder / "model.safetensors"
-        if single in files:
-            return [single]
         if not files:
             raise pickled_weights(folder) or ModelError(f"{folder} holds no .safetensors weights")
-        if len(files) == 1:
-            return files
-        raise ModelError(f"{folder} has {len(files)} .safetensors files but no {INDEX}")
+        raise ModelError(
+            f"{folder} has {files[0].name} but neither {SINGLE} nor {INDEX}; Transformers reads "
+            "only those: rename the file or fetch the index"
+        )
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         wanted = sorted({str(name) for name in names.values()})

@@ -28,6 +28,8 @@ from .weights import MatrixWeights, MlpWeights
 PLAIN = (*WEIGHT_CRITERIA, *ACTIVATION_CRITERIA)
 COMPOSED = ("random:SEED", "reversed:X", "shuffled:X:SEED", "balanced(X)", "folded(X)", "mean(X,Y)")
 ALLOWED = f"{', '.join(PLAIN)}, {', '.join(COMPOSED)}"
+LONGEST = 200
+"""Characters of a criterion."""
 _CALL = re.compile(r"(balanced|folded|mean)\((.*)\)", re.DOTALL)
 
 
@@ -64,6 +66,8 @@ def parse_criterion(text: str) -> Criterion:
         UsageError: an unknown name (with the nearest one) or a bad seed.
     """
     text = text.strip()
+    if len(text) > LONGEST:
+        raise UsageError(f"criterion {text[:40]!r}...: at most {LONGEST} characters")
     if text in PLAIN:
         return Criterion(text, "plain")
     call = _CALL.fullmatch(text)
@@ -121,6 +125,13 @@ def parse_criteria(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(parse_criterion(part).name for part in split(text)))
     if not names:
         raise UsageError(f"no criterion given; allowed are {ALLOWED}")
+    columns: dict[str, str] = {}
+    for name in names:
+        if columns.setdefault(column(name), name) != name:
+            raise UsageError(
+                f"criteria {columns[column(name)]!r} and {name!r} would share the column "
+                f"{column(name)!r}; give them to two runs"
+            )
     return names
 
 
@@ -158,7 +169,7 @@ def evaluate(
         it goes first.
 
     Raises:
-        UsageError: unknown criterion, no recording where one is needed, or one of another model.
+        UsageError: unknown criterion, no recording where one is needed, or one of other widths.
         ModelError: the criterion is not defined for the model (no gate to balance, no norm to
             fold, a single weight to take the variance of).
     """
@@ -175,15 +186,27 @@ def evaluate(
         activity = recording.mlps
     found = []
     for index, (mlp, active) in enumerate(zip(weights, activity, strict=True)):
-        with np.errstate(invalid="ignore", over="ignore"):
-            scores = np.asarray(_score(criterion, mlp, active, index), np.float32)
-        if np.isnan(scores[mlp.finite]).any():
+        finite = mlp.finite
+        if not finite.all():  # scored without the others, whose sums and ranks would spoil theirs
+            mlp, active = mlp.of(finite), active and active.of(finite)
+        scores = np.full(len(finite), -np.inf, np.float32)
+        if finite.any():
+            with np.errstate(over="ignore"):
+                scores[finite] = _score(criterion, mlp, active, index, finite)
+        if np.isnan(scores).any():
             raise ModelError(f"MLP {index}: {criterion.name} is not defined for its shape")
-        found.append(np.where(mlp.finite, scores, np.float32(-np.inf)))
+        found.append(scores)
     return found
 
 
-def _score(c: Criterion, w: MlpWeights, a: Activity | None, index: int) -> np.ndarray:
+def _score(
+    c: Criterion, w: MlpWeights, a: Activity | None, index: int, finite: np.ndarray
+) -> np.ndarray:
+    """The scores of the neurons that are `finite`, which `w` and `a` are of."""
+
+    def of(part: Criterion) -> np.ndarray:
+        return _score(part, w, a, index, finite)
+
     if c.name in WEIGHT_CRITERIA:
         return WEIGHT_CRITERIA[c.name](w)
     if c.name in ACTIVATION_CRITERIA:
@@ -193,17 +216,18 @@ def _score(c: Criterion, w: MlpWeights, a: Activity | None, index: int) -> np.nd
         # One stream an MLP: its draw does not depend on the widths of those before it.
         rng = np.random.default_rng(np.random.SeedSequence(c.seed, spawn_key=(index,)))
         if c.kind == "random":
-            return rng.random(w.width, dtype=np.float32)
-        return rng.permutation(_score(c.parts[0], w, a, index))
+            return rng.random(len(finite), dtype=np.float32)[finite]
+        return rng.permutation(of(c.parts[0]))
     if c.kind == "reversed":
-        return -_score(c.parts[0], w, a, index)
+        return -of(c.parts[0])
     if c.kind == "balanced":
-        return _score(c.parts[0], *_balance(w, a, index), index)
+        return _score(c.parts[0], *_balance(w, a, index), index, finite)
     if c.kind == "folded":
         if w.folded is None:
             raise ModelError(f"{c.name}: no norm stands right before this model's MLPs to fold in")
-        return _score(c.parts[0], replace(w, inputs=w.folded, folded=None), a, index)
-    return np.mean([rankdata(_score(part, w, a, index)) for part in c.parts], axis=0)
+        folded = replace(w, inputs=w.folded, folded=None)
+        return _score(c.parts[0], folded, a, index, finite)
+    return np.mean([rankdata(of(part)) for part in c.parts], axis=0)
 
 
 def _balance(w: MlpWeights, a: Activity | None, index: int) -> tuple[MlpWeights, Activity | None]:

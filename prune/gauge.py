@@ -47,9 +47,23 @@ def rescale(model: nn.Module, factors: Sequence[np.ndarray]) -> nn.Module:
             raise UsageError(f"{mlp.layout.name}: factors must be finite and not 0")
         checked.append(torch.from_numpy(factor))
     with torch.no_grad():
-        for mlp, factor in zip(mlps, checked, strict=True):
-            for role, by in (("up", factor[:, None]), ("up_bias", factor), ("down", 1 / factor)):
-                weight = mlp.view(role)
-                if weight is not None:
-                    weight.copy_((weight.double() * by.to(weight.device)).to(weight.dtype))
+        # Looked at first and done after, so that a model is rescaled whole or not at all.
+        for write in (False, True):
+            for mlp, factor in zip(mlps, checked, strict=True):
+                for role, by in (
+                    ("up", factor[:, None]),
+                    ("up_bias", factor),
+                    ("down", 1 / factor),
+                ):
+                    weight = mlp.view(role)
+                    if weight is None:
+                        continue
+                    new = (weight.double() * by.to(weight.device)).to(weight.dtype)
+                    if write:
+                        weight.copy_(new)
+                    elif not torch.isfinite(new).all():
+                        raise UsageError(
+                            f"{mlp.layout.name}: {role} would exceed what {weight.dtype} holds; "
+                            "give factors nearer to 1 or a float32 model"
+                        )
     return model

@@ -142,8 +142,13 @@ def locate(
             mlp = found.setdefault(key, _Found())
             (mlp.biases if match["what"] == "bias" else mlp.matrices)[role] = name
     made = list(_layouts(found, shapes, config, kind, family))
-    whole = {mlp.layer for mlp in made} == set(range(layers))
-    if not made or not whole or len(stems) != 1:
+    there = {mlp.layer for mlp in made}
+    if there and family is not None and there != set(range(layers)):
+        raise ModelError(
+            f"layer {min(set(range(layers)) - there)} has no MLP in the weights "
+            f"({len(there)} of {layers} layers have); the checkpoint is incomplete, fetch it again"
+        )
+    if not made or there != set(range(layers)) or len(stems) != 1:
         raise ModelError(
             f"model family {kind!r}: {len({mlp.layer for mlp in made})} of {layers} layers have an "
             f"MLP that glulens can read; supported are {SUPPORTED} and others with separate "
@@ -155,8 +160,8 @@ def locate(
         0 < width <= mlp.stored for width, mlp in zip(true_widths, made, strict=True)
     ):
         raise ModelError(
-            f"the config's glulens widths ({len(true_widths)} MLPs) do not fit its {len(made)} MLPs"
-            "; take the entry 'glulens' out of config.json or fetch the checkpoint again"
+            "the true widths that the config notes under 'glulens' do not fit the model's MLPs; "
+            "take the entry 'glulens' out of config.json or fetch the checkpoint again"
         )
     return [replace(m, width=int(w)) for m, w in zip(made, true_widths, strict=True)]
 
@@ -223,6 +228,9 @@ def _layout(
             + " disagree on the number of neurons; the checkpoint is damaged, fetch it again"
         )
     width = next(iter(sizes.values()))
+    if not width:
+        raise ModelError(f"layer {layer}: its MLP has no neurons; the checkpoint is damaged")
+    _only_known(slots, mlp, shapes, width, getattr(config, "model_type", "unknown"))
     for role, name in mlp.biases.items():
         if role == "gate_up":
             slots["gate_bias"], slots["up_bias"] = Slot(name, 0), Slot(name, 0, width)
@@ -247,3 +255,24 @@ def _layout(
         multiple=multiple,
         norm=norm,
     )
+
+
+def _only_known(
+    slots: Mapping[str, Slot],
+    mlp: _Found,
+    shapes: Mapping[str, Sequence[int]],
+    width: int,
+    kind: str,
+) -> None:
+    """Refuse an MLP with a further vector over its neurons (a norm, a scale): cutting would leave
+    it too long."""
+    stem = slots["down"].tensor.rpartition(".")[0].rpartition(".")[0] + "."
+    if not stem.endswith("mlp."):
+        return
+    used = {*mlp.matrices.values(), *mlp.biases.values()}
+    for name, shape in shapes.items():
+        if name.startswith(stem) and name not in used and tuple(shape) == (width,):
+            raise ModelError(
+                f"model family {kind!r}: {name} also counts neurons, which glulens does not know; "
+                f"supported are {SUPPORTED}"
+            )

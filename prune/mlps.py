@@ -135,23 +135,40 @@ def watching(mlps: Sequence[Mlp], see: See) -> Iterator[None]:
 
             undo.append(down.register_forward_pre_hook(hook).remove)
         for module, places in stacked.values():
-            had = module.__dict__.get("forward")
-            module.forward = _expert_by_expert(module, places, see)
-            undo.append(lambda m=module, old=had: _restore(m, old))
+            undo.append(_watch_experts(module, places, see))
         yield
     finally:
         for take_away in reversed(undo):
             take_away()
 
 
-def _restore(module: Any, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
+_WATCHERS = "_glulens_watchers"
+"""Where a module of stacked experts keeps who watches it, the first first."""
 
 
-def _expert_by_expert(module: Any, places: dict[int, int], see: See) -> Callable[..., Tensor]:
+def _watch_experts(module: Any, places: dict[int, int], see: See) -> Callable[[], None]:
+    """Show the activations of some experts to `see`, after those who watch already."""
+    watchers = module.__dict__.setdefault(_WATCHERS, [])
+    if not watchers:
+        module.__dict__["_glulens_forward"] = module.__dict__.get("forward")
+        module.forward = _expert_by_expert(module, watchers)
+    mine = (places, see)
+    watchers.append(mine)
+
+    def take_away() -> None:
+        watchers[:] = [other for other in watchers if other is not mine]
+        if not watchers:
+            before = module.__dict__.pop("_glulens_forward")
+            del module.forward, module.__dict__[_WATCHERS]
+            if before is not None:
+                module.forward = before
+
+    return take_away
+
+
+def _expert_by_expert(
+    module: Any, watchers: list[tuple[dict[int, int], See]]
+) -> Callable[..., Tensor]:
     """Transformers' experts, written out so that each one's activations can be seen."""
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -163,9 +180,10 @@ def _expert_by_expert(module: Any, places: dict[int, int], see: See) -> Callable
             both = nn.functional.linear(hidden_states[token], module.gate_up_proj[expert])
             gate, up = both.chunk(2, dim=-1)
             rows = module.act_fn(gate) * up
-            if expert in places:
-                new = see(places[expert], rows, token)
-                rows = rows if new is None else new
+            for places, see in watchers:
+                if expert in places:
+                    new = see(places[expert], rows, token)
+                    rows = rows if new is None else new
             written = nn.functional.linear(rows, module.down_proj[expert])
             written = written * top_k_weights[token, choice, None]
             out = out.index_add(0, token, written.to(out.dtype))

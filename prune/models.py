@@ -151,9 +151,13 @@ def find_model(name: str | Path, *, fetch: bool = True, progress: Progress = sil
         folder = ensure_embedded(model, progress) if fetch else embedded_folder(model)
         return ModelSource(text, "embedded", folder)
     path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        is_dir, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise ModelError(f"{text[:80]} cannot be looked at ({error.strerror})") from error
+    if is_dir:
         return ModelSource(text, "folder", path)
-    if path.is_file():
+    if is_file:
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{text} is a file but not a .gguf; give the folder that holds it")
         return ModelSource(text, "gguf", path)

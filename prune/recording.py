@@ -27,7 +27,12 @@ class Activity:
     variance: np.ndarray
     """Unbiased."""
     text_rms: np.ndarray
-    """Root of the mean over texts of the squared mean of |activation| within the text."""
+    """Root of the mean over texts of the squared mean of |activation| within the text; an expert's
+    texts are those that sent it a token."""
+
+    def of(self, keep: np.ndarray) -> Activity:
+        """Of some neurons only."""
+        return Activity(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
     def scaled(self, factor: np.ndarray) -> Activity:
         """The same after each neuron's activation was multiplied by its factor, above 0."""
@@ -93,6 +98,8 @@ class Recording:
             split = {name: np.split(array, places) for name, array in arrays.items()}
             if any(len(array) != sum(widths) for array in arrays.values()):
                 raise ValueError("its arrays do not fit its widths")
+            if not all(np.isfinite(array).all() for array in arrays.values()):
+                raise ValueError("it holds values that are not finite")
             return cls(
                 tuple(Activity(**{n: a[i] for n, a in split.items()}) for i in range(len(widths))),
                 tuple(int(count) for count in about["tokens"]),
@@ -108,8 +115,5 @@ class Recording:
         """Of the model that is left when only these neurons stay."""
         return replace(
             self,
-            mlps=tuple(
-                Activity(**{f.name: getattr(mlp, f.name)[keep] for f in fields(Activity)})
-                for mlp, keep in zip(self.mlps, kept, strict=True)
-            ),
+            mlps=tuple(mlp.of(keep) for mlp, keep in zip(self.mlps, kept, strict=True)),
         )

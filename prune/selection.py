@@ -31,13 +31,20 @@ class NeuronSet:
     indices: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
         if len(self.widths) != len(self.indices):
             raise UsageError(
                 f"{len(self.indices)} lists of indices for a model of {len(self.widths)} MLPs"
             )
         clean = []
         for mlp, (width, given) in enumerate(zip(self.widths, self.indices, strict=True)):
-            chosen = np.unique(np.asarray(given, dtype=np.int64))
+            given = np.asarray(given)
+            if given.size and given.dtype.kind not in "iu":
+                raise UsageError(
+                    f"MLP {mlp}: indices are {given.dtype}, not whole numbers; of a mask take "
+                    "np.flatnonzero(mask)"
+                )
+            chosen = np.unique(given.astype(np.int64))
             if chosen.size and not 0 <= chosen[0] <= chosen[-1] < width:
                 raise UsageError(
                     f"MLP {mlp}: neuron {chosen[0] if chosen[0] < 0 else chosen[-1]} "
@@ -134,9 +141,12 @@ class NeuronSet:
                 if not all(type(number) is int for number in numbers):
                     raise ValueError("widths and indices must be whole numbers")
             return cls(tuple(found["widths"]), tuple(np.array(i, int) for i in found["indices"]))
-        except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, UsageError,
+        ) as error:  # fmt: skip
+            reason = str(error)[:200]
             raise DataError(
-                f"{path} cannot be read as a set of neurons ({error}); it should be JSON as "
+                f"{path} cannot be read as a set of neurons ({reason}); it should be JSON as "
                 "NeuronSet.save writes it"
             ) from error
 
@@ -180,13 +190,18 @@ def _overlap(one: NeuronSet, other: NeuronSet) -> Overlap:
         least = max(0, a + b - width)
         mass = np.convolve(mass, hypergeom.pmf(np.arange(least, min(a, b) + 1), width, a, b))
         floor += least
+        # Far tails would make a thousand experts slow, and tell nothing a double can hold.
+        there = np.flatnonzero(mass > 1e-300)
+        mass, floor = mass[there[0] : there[-1] + 1], floor + int(there[0])
     at = len(shared) - floor
+    p_more = 1.0 if at <= 0 else float(mass[at:].sum())
+    p_fewer = 0.0 if at < 0 else float(mass[: at + 1].sum())
     united = len(one) + len(other) - len(shared)
     return Overlap(
         shared=len(shared),
         expected=float(expected),
-        p_more=float(min(1.0, mass[at:].sum())),
-        p_fewer=float(min(1.0, mass[: at + 1].sum())),
+        p_more=min(1.0, p_more),
+        p_fewer=min(1.0, p_fewer),
         jaccard=len(shared) / united if united else float("nan"),
     )
 
@@ -212,7 +227,7 @@ def kept_width(hidden: int, width: int, expansion: float) -> int:
         UsageError: the ratio is not above 0 or exceeds the layer's own.
     """
     if not (expansion > 0 and math.isfinite(expansion)):
-        raise UsageError(f"expansion ratio {expansion} must be above 0")
+        raise UsageError(f"expansion ratio {expansion} must be a number above 0")
     kept = math.ceil(Fraction(repr(float(expansion))) * hidden)
     if kept > width:
         raise UsageError(

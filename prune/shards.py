@@ -61,6 +61,8 @@ def read_shard(path: Path) -> Shard:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise ModelError(f"{path} may not be read; check its permissions")
         with safe_open(path, "pt") as checked:  # checks every offset and the file's size
             metadata = dict(checked.metadata() or {})
         with path.open("rb") as file:
@@ -91,18 +93,27 @@ def _short(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def mapped(folder: Path, entry: Entry) -> Tensor:
-    """The tensor, mapped from its file; do not write to it. The mapping goes when the tensor does.
+def plain_dtype(entry: Entry) -> torch.dtype:
+    """The tensor's dtype.
 
     Raises:
-        ModelError: it is stored in a dtype that holds no plain weights.
+        ModelError: it is stored in one that holds no plain weights.
     """
     if entry.dtype not in DTYPES:
         raise ModelError(
             f"{entry.name} is stored as {entry.dtype}: quantised weights cannot be scored or cut; "
             "convert the checkpoint to bfloat16, float16 or float32"
         )
-    dtype = DTYPES[entry.dtype]
+    return DTYPES[entry.dtype]
+
+
+def mapped(folder: Path, entry: Entry) -> Tensor:
+    """The tensor, mapped from its file; do not write to it. The mapping goes when the tensor does.
+
+    Raises:
+        ModelError: it is stored in a dtype that holds no plain weights.
+    """
+    dtype = plain_dtype(entry)
     if not entry.size:
         return torch.empty(entry.shape, dtype=dtype)
     offset = entry.start % mmap.ALLOCATIONGRANULARITY

@@ -7,9 +7,11 @@ and its pruned copy. What does not change is copied byte by byte.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,22 +20,22 @@ from typing import Any
 import numpy as np
 
 from ..atomic import appearing
-from ..errors import ModelError, ResourceError, RunError, UsageError, is_out_of_space
+from ..errors import ResourceError, RunError, UsageError, is_out_of_memory, is_out_of_space
 from ..progress import Progress, silent
 from .budget import Budget, choose
 from .card import card
-from .checkpoint import INDEX, Checkpoint, open_checkpoint
+from .checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from .edits import Edit, kept_indices, padded, plan_edits
 from .expressions import parse_criterion
 from .recording import Recording
 from .selection import NeuronSet, ties_at_the_cut
-from .shards import DTYPES, Entry, Write, copied, mapped, write_shard, written
+from .shards import DTYPES, Entry, Write, copied, mapped, plain_dtype, write_shard, written
 from .surgery import RECORD
 
 CUT = "glulens_cut.json"
 _NOT_COPIED = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".pkl",
-    ".py",
+    ".pickle", ".joblib", ".ot", ".tflite", ".npz", ".py",
 }  # fmt: skip
 
 
@@ -111,14 +113,14 @@ def prune_checkpoint(
     """
     if (budget is None) == (cut is None):
         raise UsageError("give either a budget or the set to cut")
-    target = Path(out)
-    if not dry_run:
-        _check_target(target, overwrite)
+    target = Path(out).expanduser()
+    _check_target(target, overwrite)
     if cut is None:
         parse_criterion(criterion)
-    with open_checkpoint(model, progress=progress) as source:
-        if not dry_run and _same_or_inside(target, source.folder):
-            raise UsageError(f"{out} is the model itself or inside it; write somewhere else")
+    elif not len(cut):
+        raise UsageError("the set to cut is empty; nothing would go")
+    with _out_of_memory(), open_checkpoint(model, progress=progress) as source:
+        _check_apart(target, source)
         ties = None
         if cut is None:
             assert budget is not None
@@ -182,6 +184,8 @@ def _plan(source: Checkpoint, cut: NeuronSet) -> _Plan:
     lists, entries, _ = padded(source.layouts, kept)
     shapes = {name: entry.shape for name, entry in source.entries.items()}
     edits = plan_edits(source.layouts, lists, shapes)
+    for name in edits:
+        plain_dtype(source.entries[name])
     shapes |= {name: edit.shape(shapes[name]) for name, edit in edits.items()}
     return _Plan(
         edits=edits,
@@ -201,19 +205,65 @@ def _size(entry: Entry, shape: tuple[int, ...]) -> int:
     return prod(shape) * DTYPES[entry.dtype].itemsize
 
 
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "not enough memory for one tensor and its pruned copy; free some, nothing was written"
+        ) from error
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
-        raise RunError(f"{target} exists; choose another place, or give --overwrite")
-    empty = target.is_dir() and not any(target.iterdir())
-    if not empty and not (target / "config.json").is_file():
-        raise RunError(f"{target} is not a checkpoint and will not be overwritten")
+    """Raise `RunError` where nothing may be written, before any work is done."""
+    try:
+        there = target.exists() or target.is_symlink()
+        if not there:
+            parent = target.absolute().parent
+            while not parent.exists():
+                parent = parent.parent
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise RunError(f"{parent} cannot be written; choose another place")
+            return
+        if not overwrite:
+            raise RunError(f"{target} exists; choose another place, or give --overwrite")
+        if not _is_checkpoint(target):
+            raise RunError(
+                f"{target} is not a checkpoint and nothing else, and will not be overwritten"
+            )
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror or error})") from error
 
 
-def _same_or_inside(target: Path, folder: Path) -> bool:
-    target, folder = target.resolve(), folder.resolve()
-    return target == folder or folder in target.parents or target in folder.parents
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is empty, or a checkpoint without anything of the user's in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not any(folder.iterdir()) or (folder / CUT).is_file():
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(config, dict)
+        and "model_type" in config
+        and any(folder.glob("*.safetensors"))
+        and not any(path.is_dir() for path in folder.iterdir())
+    )
+
+
+def _check_apart(target: Path, source: Checkpoint) -> None:
+    """Raise `UsageError` where writing would replace the model or what holds it."""
+    target = target.resolve()
+    place = source.source.path.resolve()
+    if source.source.kind != "gguf" and place in target.parents:
+        raise UsageError(f"{target} is inside the model; write somewhere else")
+    if target == place or target in place.parents:
+        raise UsageError(f"{target} is or holds the model itself; write somewhere else")
 
 
 def _write(
@@ -241,6 +291,8 @@ def _write(
             result.cut.save(scratch / CUT)
             _write_card(source, result, how, argv, scratch)
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         if is_out_of_space(error):
             raise ResourceError(
                 f"the disk filled up while {target} was written; nothing was kept; free some or "
@@ -250,12 +302,16 @@ def _write(
 
 
 def _copy_rest(folder: Path, scratch: Path) -> None:
-    """Tokenizer, generation settings, licence: all but weights and code."""
+    """Tokenizer, generation settings, licence: all but weights, adapters of them, and code."""
     for file in sorted(folder.iterdir()):
         weights = file.suffix.lower() in _NOT_COPIED or file.name.endswith(".index.json")
-        ours = file.name.startswith("glulens")
-        if file.is_file() and not weights and not ours and not file.name.startswith("."):
+        other = file.name.startswith(("glulens", "adapter_", "."))
+        if file.is_file() and not weights and not other:
             shutil.copyfile(file, scratch / file.name)
+    templates = folder / "additional_chat_templates"
+    for file in sorted(templates.glob("*.jinja")) if templates.is_dir() else ():
+        (scratch / templates.name).mkdir(exist_ok=True)
+        shutil.copyfile(file, scratch / templates.name / file.name)
 
 
 def _write_weights(source: Checkpoint, plan: _Plan, scratch: Path, progress: Progress) -> None:
@@ -284,7 +340,7 @@ def _write_weights(source: Checkpoint, plan: _Plan, scratch: Path, progress: Pro
             shard.metadata,
             told,
         )
-    if (source.folder / INDEX).is_file():
+    if SINGLE not in source.shards:
         index = {
             "metadata": {"total_size": plan.bytes},
             "weight_map": {name: entry.shard for name, entry in sorted(source.entries.items())},
@@ -309,10 +365,8 @@ def _write_card(
     from .. import __version__
 
     readme = scratch / "README.md"
-    try:
-        original = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{source.folder / 'README.md'} is not text ({error})") from error
+    as_is: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    original = readme.read_text(**as_is) if readme.is_file() else None
     text = card(
         original,
         source=source.source.name,
@@ -326,7 +380,7 @@ def _write_card(
         ties=result.ties,
         version=__version__,
     )
-    readme.write_text(text, encoding="utf-8")
+    readme.write_text(text, **as_is)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -37,6 +37,7 @@ def resize(model: nn.Module, cut: NeuronSet) -> Any:
     layouts = [mlp.layout for mlp in find_mlps(model)]
     kept = kept_indices(layouts, cut)
     _rebuild(model, layouts, kept, even_entries(layouts, [len(index) for index in kept]))
+    _forget(model)
     return model
 
 
@@ -48,6 +49,7 @@ def pad(model: nn.Module) -> Any:
     """
     layouts = [mlp.layout for mlp in find_mlps(model)]
     lists, entries, lengthened = padded(layouts, [np.arange(w.width) for w in layouts])
+    _forget(model)
     if lengthened:
         _rebuild(model, layouts, lists, entries)
         model.config.glulens = {"widths": [w.width for w in layouts]}  # pyright: ignore
@@ -68,8 +70,14 @@ def trim(model: nn.Module) -> Any:
     layouts = locate(shapes, config.get_text_config(), true_widths(record))
     if any(layout.width != layout.stored for layout in layouts):
         _rebuild(model, layouts, [np.arange(layout.width) for layout in layouts], None)
-    delattr(config, RECORD)
+    _forget(model)
     return model
+
+
+def _forget(model: nn.Module) -> None:
+    """Take the record of true widths out of the config: it no longer says what is there."""
+    if hasattr(model.config, RECORD):
+        delattr(model.config, RECORD)
 
 
 def true_widths(record: Any) -> tuple[int, ...]:

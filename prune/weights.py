@@ -51,6 +51,11 @@ class MatrixWeights:
         """The L2 norm."""
         return np.sqrt(self.squares)
 
+    def of(self, keep: np.ndarray) -> MatrixWeights:
+        """Of some neurons only."""
+        arrays = ("low", "high", "total", "absolute", "squares", "deviation")
+        return replace(self, **{name: getattr(self, name)[keep] for name in arrays})
+
     def scaled(self, factor: np.ndarray) -> MatrixWeights:
         """The same after each neuron's weights were multiplied by its factor, above 0."""
         return replace(
@@ -82,6 +87,14 @@ class MlpWeights:
     def width(self) -> int:
         """Neurons."""
         return len(self.down.low)
+
+    def of(self, keep: np.ndarray) -> MlpWeights:
+        """Of some neurons only."""
+        return MlpWeights(
+            tuple(matrix.of(keep) for matrix in self.inputs),
+            self.down.of(keep),
+            self.folded and tuple(matrix.of(keep) for matrix in self.folded),
+        )
 
     @property
     def finite(self) -> np.ndarray:

@@ -101,6 +101,7 @@ def test_a_divisor_rounds_kept_widths_to_the_nearest_multiple_and_never_to_0():
     assert kept(fraction=0.25, divisor=8) == 72  # of 75
     assert kept(fraction=0.24, divisor=8) == 80  # of 76, halfway
     assert kept(fraction=0.99, divisor=64) == 64  # of 1
+    assert kept(fraction=0.05, divisor=60) == 60  # of 95: 120 would be more than there are
     total = 48 * 100
     left = choose(layouts, by, Budget(parameters=48 * 79, divisor=16), total_parameters=total)
     assert left.complement().counts == (64, 64)  # 80 would be nearer, and too many
@@ -168,6 +169,30 @@ def test_experts_of_a_layer_keep_one_width_and_shared_ones_their_multiple():
         assert kept == (23, 23, 23, 46) * 2
     pooled = choose(layouts, by, Budget(fraction=0.3, pooled=True)).counts
     assert len(set(pooled[:3])) == len(set(pooled[4:7])) == 1
+    uniform = sum(choose(layouts, by, Budget(fraction=0.3)).counts)
+    assert abs(sum(pooled) - uniform) <= 2
+    assert choose(layouts, by, Budget(fraction=0.1, divisor=8)).complement().counts == (
+        24, 24, 24, 48,
+    ) * 2  # fmt: skip
+
+
+@given(
+    seed=st.integers(0, 100),
+    parameters=st.integers(4000, 9000),
+    pooled=st.booleans(),
+    divisor=st.sampled_from([1, 4, 16]),
+    own=st.booleans(),
+)
+def test_a_parameter_budget_holds_whatever_else_is_asked(seed, parameters, pooled, divisor, own):
+    layouts = mixture()
+    total = 24 * sum(layout.width for layout in layouts) + 3000
+    layers = {0: 0.0} if own and not pooled else {}
+    budget = Budget(parameters=parameters, pooled=pooled, divisor=divisor, layers=layers)
+    try:
+        cut = choose(layouts, scores(layouts, seed), budget, total_parameters=total)
+    except UsageError:
+        return  # refused with a reason is fine, exceeded is not
+    assert total - 24 * len(cut) <= parameters
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.1, float("nan")])

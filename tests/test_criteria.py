@@ -218,6 +218,11 @@ def test_a_list_of_criteria_keeps_its_order_and_drops_repeats():
         parse_criteria(" , ")
 
 
+def test_criteria_that_would_share_a_column_are_refused():
+    with pytest.raises(UsageError, match="would share the column 'meanrank_meanrank_ppm_vow"):
+        parse_criteria("mean(mean(ppm,vow),pon,l2),mean(mean(ppm,vow,pon),l2)")
+
+
 def test_names_controls_and_columns():
     assert [is_control(n) for n in ("ppm", "random:0", "reversed:ppm", "shuffled:ppm:0")] == [
         False, True, True, True,
@@ -248,8 +253,18 @@ def test_weights_that_are_not_finite_are_refused_by_name_or_ranked_lowest(tiny, 
         ModelError, match=rf"layer 1: 1 neurons .* model.layers.1.mlp.{matrix}.weight .*first is 5"
     ):
         score_mlps(mlps, ["ppm"])
-    for name in ("ppm", "vow", "pon_io", "balanced(l2)", "random:0"):
-        found = score_mlps(mlps, [name], allow_nonfinite=True)[name]
+    whole = tiny().to(dtype)
+    kept = np.delete(np.arange(48), 5)
+    for name in (
+        "ppm", "vow", "balanced(l2)", "random:0", "mean(ppm,vow)", "reversed:mean(l2,vow)",
+        "shuffled:vow:1", "hybrid",
+    ):  # fmt: skip
+        rng = np.random.default_rng(0)
+        recording = Recording(tuple(some_activity(rng, 48) for _ in mlps), (9,) * 3, 1)
+        found = score_mlps(mlps, [name], recording=recording, allow_nonfinite=True)[name]
+        if name in ("ppm", "vow", "balanced(l2)", "random:0"):
+            good = score_mlps(find_mlps(whole), [name])[name]
+            np.testing.assert_array_equal(found[1][kept], good[1][kept])
         assert np.flatnonzero(np.isneginf(found[1])).tolist() == [5], name
         assert np.isfinite(np.delete(found[1], 5)).all()
         assert np.isfinite(found[0]).all()

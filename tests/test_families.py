@@ -246,6 +246,23 @@ def test_experts_of_different_width_cannot_be_cut_live_and_the_model_stays():
     assert torch.equal(model(IDS).logits, intact)
 
 
+def test_a_stock_loaded_padded_model_can_be_cut_saved_and_read_again(tmp_path):
+    make("llama").save_pretrained(tmp_path / "whole")
+    prune_checkpoint(
+        tmp_path / "whole", tmp_path / "cut", budget=Budget(fraction=0.5, layers={0: 0.0})
+    )
+    model = stock(tmp_path / "cut")
+    resize(model, lowest_of(model, 0.25))
+    model.save_pretrained(tmp_path / "again")
+    assert "glulens" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    assert glulens.score(tmp_path / "again").height == 36
+
+
+def test_an_mlp_with_a_norm_over_its_neurons_is_refused():
+    with pytest.raises(ModelError, match="'bitnet': .*ffn_sub_norm.weight also counts neurons"):
+        find_mlps(make("bitnet"))
+
+
 @pytest.mark.parametrize("family", ["gpt_oss", "bloom", "mamba", "llama4_text"])
 def test_other_families_are_refused_with_the_list_of_those_that_are_not(family):
     model = make(family, num_local_experts=2, rope_parameters=None)

@@ -124,3 +124,25 @@ def test_runs_are_listed_newest_first_and_others_passed_over(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "manifest.json").write_text("{")
     assert [run.path.name for run in find_runs(tmp_path)] == ["b", "a"]
+
+
+def test_what_was_there_comes_back_when_the_last_step_fails(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from glulens.atomic import appearing
+
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "old").write_text("old")
+    real = Path.rename
+
+    def fails(self, target):
+        if ".unfinished-" in self.name:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(KeyboardInterrupt), appearing(place) as scratch:
+        (scratch / "new").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    assert (place / "old").read_text() == "old"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_expansion_ratios_outside_are_refused():
     with pytest.raises(UsageError, match="give at most 4"):
         kept_width(32, 128, 4.5)
     for bad in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="must be above 0"):
+        with pytest.raises(UsageError, match="a number above 0"):
             kept_width(32, 128, bad)
 
 
@@ -147,6 +148,9 @@ def test_a_set_survives_its_file(drawn, tmp_path_factory):
         '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [["a"]]}',
         '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3]}',
         '{"kind": "glulens neuron set", "schema_version": 1, "widths": 3, "indices": 4}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [[%s]]}'
+        % ("9" * 30),
+        "[" * 100_000,
     ],
 )  # fmt: skip
 def test_other_files_are_refused_in_one_line(text, tmp_path):
@@ -156,6 +160,15 @@ def test_other_files_are_refused_in_one_line(text, tmp_path):
         NeuronSet.load(path)
     with pytest.raises(DataError, match="cannot be read as a set of neurons"):
         NeuronSet.load(tmp_path / "missing.json")
+
+
+def test_masks_and_fractions_are_not_taken_for_indices():
+    with pytest.raises(UsageError, match=r"indices are bool, .* take np.flatnonzero\(mask\)"):
+        NeuronSet((4,), (np.array([False, True, False, True]),))
+    with pytest.raises(UsageError, match="indices are float64"):
+        NeuronSet((4,), (np.array([1.7]),))
+    listed: Any = [np.int64(4)]
+    assert NeuronSet(listed, (np.array([1]),)).widths == (4,)
 
 
 def test_a_saved_set_says_what_it_is(tmp_path):

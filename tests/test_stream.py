@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars
@@ -226,6 +227,87 @@ def test_a_gguf_file_can_be_pruned_too(smollm, tmp_path):
         torch.testing.assert_close(model(ids).logits, smollm.model(ids).logits, atol=1e-3, rtol=0)
 
 
+def test_only_what_is_surely_a_checkpoint_is_overwritten(saved, tmp_path):
+    """A config.json alone makes no checkpoint, and folders in one may be anyone's."""
+    project = tmp_path / "project"
+    (project / "src").mkdir(parents=True)
+    (project / "config.json").write_text('{"name": "my web app"}')
+    with_folder = tmp_path / "with_folder"
+    shutil.copytree(saved, with_folder)
+    file = tmp_path / "file"
+    file.write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for target in (project, with_folder, file, link, file / "inside"):
+        for dry in (True, False):
+            with pytest.raises(RunError):
+                prune_checkpoint(saved, target, budget=TENTH, overwrite=True, dry_run=dry)
+    assert (project / "src").is_dir()
+    assert (with_folder / "original").is_dir()
+    shutil.rmtree(with_folder / "original")
+    assert prune_checkpoint(saved, with_folder, budget=TENTH, overwrite=True).path == with_folder
+
+
+def test_a_gguf_file_is_not_overwritten_by_its_own_pruning(saved, tmp_path, monkeypatch):
+    from glulens.prune import checkpoint
+
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    tokenizer = SimpleNamespace(save_pretrained=save_tokenizer)
+    monkeypatch.setattr(checkpoint, "load_gguf", lambda path: (make("llama"), tokenizer))
+    with pytest.raises((UsageError, RunError)):
+        prune_checkpoint(folder / "model.gguf", folder, budget=TENTH, overwrite=True)
+    prune_checkpoint(folder / "model.gguf", folder / "out", budget=TENTH)
+    (folder / "glulens_cut.json").write_text("{}")  # would pass for a checkpoint
+    with pytest.raises(UsageError, match="is or holds the model itself"):
+        prune_checkpoint(folder / "model.gguf", folder, budget=TENTH, overwrite=True)
+    assert (folder / "model.gguf").read_bytes() == b"GGUF"
+
+
+def test_the_single_file_comes_first_as_in_transformers(saved, tmp_path):
+    other = make("llama", seed=5)
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", saved)
+    done = prune_checkpoint(saved, tmp_path / "out", budget=TENTH)
+    assert not (tmp_path / "out" / INDEX).exists()
+    from glulens.prune.masks import masked
+
+    stock = AutoModelForCausalLM.from_pretrained(saved)
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad(), masked(stock, done.cut):
+        torch.testing.assert_close(pruned(IDS).logits, stock(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_lies_about_is_sorted(saved, tmp_path):
+    (saved / "README.md").write_bytes("# Modèle".encode("latin-1"))
+    (saved / "adapter_config.json").write_text("{}")
+    (saved / "weights.pickle").write_bytes(b"x")
+    (saved / "additional_chat_templates").mkdir()
+    (saved / "additional_chat_templates" / "tool_use.jinja").write_text("{{ x }}")
+    prune_checkpoint(saved, tmp_path / "out", budget=TENTH)
+    names = left_in(tmp_path / "out")
+    assert not {"adapter_config.json", "weights.pickle"} & set(names)
+    assert left_in(tmp_path / "out" / "additional_chat_templates") == ["tool_use.jinja"]
+    assert (tmp_path / "out" / "README.md").read_bytes().startswith("# Modèle".encode("latin-1"))
+
+
+def test_a_home_folder_is_expanded(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(saved)
+    assert prune_checkpoint("~/model", "~/out", budget=TENTH).path == tmp_path / "out"
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert not (saved / "~").exists()
+
+
+def test_old_buffers_are_no_parameters(tmp_path):
+    make("gpt2").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file(load_file(file) | {"transformer.h.0.attn.bias": torch.ones(64, 64)}, file)
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        assert checkpoint.parameters == sum(p.numel() for p in make("gpt2").parameters())
+
+
 # What a kill or a full disk leaves
 
 
@@ -417,7 +499,24 @@ def bad_record(folder: Path) -> str:
     return "take the entry 'glulens' out of config.json"
 
 
+def renamed(folder: Path) -> str:
+    for shard in shards(folder)[1:]:
+        shard.unlink()
+    (folder / INDEX).unlink()
+    shards(folder)[0].rename(folder / "weights.safetensors")
+    return "has weights.safetensors but neither model.safetensors nor"
+
+
+def a_layer_gone(folder: Path) -> str:
+    for shard in shards(folder):
+        tensors = load_file(shard)
+        kept = {n: t for n, t in tensors.items() if "layers.1." not in n}
+        save_file(kept, shard, metadata={"format": "pt"})
+    return "layer 1 has no MLP in the weights (1 of 2 layers have); the checkpoint is incomplete"
+
+
 DAMAGE = [
+    renamed, a_layer_gone,
     truncated, garbled, empty, missing_shard, index_outside, bad_index, no_config, bad_config,
     pickled, quantised, not_a_number, infinite, integers, disagreeing, a_matrix_gone, bad_record,
 ]  # fmt: skip
@@ -449,10 +548,12 @@ def test_nonfinite_weights_go_first_when_that_is_allowed(damage, saved, tmp_path
     )
     assert code == 0, err
     assert all(torch.isfinite(t).all() for p in shards(out) for t in load_file(p).values())
-    code, _, _ = glulens_says(
+    code, stdout, _ = glulens_says(
         capsys, "score", saved, "-o", tmp_path / "run", "--allow-nonfinite", "--json"
     )
     assert code == 0
+    assert "Infinity" not in stdout
+    assert json.loads(stdout)["criteria"][0]["minimum"] is None
 
 
 @pytest.mark.parametrize(
@@ -464,7 +565,7 @@ def test_nonfinite_weights_go_first_when_that_is_allowed(damage, saved, tmp_path
         (["--fraction", "nan"], 2, "fraction nan is outside"),
         (["--fraction", "0.001"], 2, "no neuron would go; ask for a larger cut"),
         (["--expansion", "4"], 2, "asks for 128 neurons where the layer has 24; give at most 0.75"),
-        (["--expansion", "-1"], 2, "must be above 0"),
+        (["--expansion", "-1"], 2, "a number above 0"),
         (["--width", "25"], 2, "width 25: layer 0 has 24 neurons; give at most that"),
         (["--width", "0"], 2, "width 0: at least 1 is needed"),
         (["--parameters", "many"], 2, "write a number, as in 120000000, 120M or 1.2B"),
@@ -482,6 +583,8 @@ def test_nonfinite_weights_go_first_when_that_is_allowed(damage, saved, tmp_path
         (["--cut-set", "no.json"], 3, "no.json cannot be read as a set of neurons"),
         (["--cut-set", "no.json", "--fraction", "0.1"], 2, "give one, and no budget"),
         (["--in-place"], 2, "No such option"),
+        (["--fraction", "0.1", "--layer-fraction", "0-99999999999=0.1"], 2, "below 10000"),
+        (["--fraction", "0.1", "--criterion", "reversed:" * 3000 + "ppm"], 2, "200 characters"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_with_the_documented_code(words, code, said, saved, tmp_path, capsys):
@@ -498,6 +601,9 @@ def test_a_set_of_another_model_is_refused(saved, tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             prune_checkpoint(saved, tmp_path / "out", cut=cut)
+    none = NeuronSet((24, 24), (np.array([], int),) * 2)
+    with pytest.raises(UsageError, match="the set to cut is empty"):
+        prune_checkpoint(saved, tmp_path / "out", cut=none)
     with pytest.raises(UsageError, match="either a budget or the set"):
         prune_checkpoint(saved, tmp_path / "out")
     with pytest.raises(ModelError, match="no such file or folder"):

@@ -190,6 +190,35 @@ def test_replacing_everything_by_zero_rows_is_zero_ablation(family):
             torch.testing.assert_close(model(families.IDS).logits, expected)
 
 
+@pytest.mark.parametrize("family", ["llama", *EXPERTS])
+def test_masks_within_masks_add_up_and_come_off_in_any_order(family):
+    model = make(family)
+    widths = tuple(mlp.width for mlp in find_mlps(model))
+    one = NeuronSet(widths, tuple(np.arange(0, w, 3) for w in widths))
+    other = NeuronSet(widths, tuple(np.arange(1, w, 2) for w in widths))
+
+    def logits():
+        with torch.no_grad():
+            return model(families.IDS).logits
+
+    intact = logits()
+    with masked(model, one | other):
+        expected = logits()
+    with masked(model, one):
+        alone = logits()
+        with masked(model, other):
+            torch.testing.assert_close(logits(), expected)
+        assert torch.equal(logits(), alone)
+    first, second = masked(model, one), masked(model, other)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with masked(model, NeuronSet(widths, ([],) * len(widths))):  # pyright: ignore
+        pass
+    second.__exit__(None, None, None)
+    assert torch.equal(logits(), intact)
+
+
 def test_masks_say_what_they_need(tiny):
     model = tiny()
     cut = some(model, 1, even=True)
@@ -243,6 +272,11 @@ def test_rescaling_refuses_what_would_change_the_function():
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
     with pytest.raises(ModelError, match="has no gate"):
         rescale(make("gpt2"), [np.ones(128)] * 2)
+    half = make("llama").half()
+    before = half.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(UsageError, match="up would exceed what torch.float16 holds"):
+        rescale(half, [np.ones(24) * 2, np.full(24, 1e7)])
+    assert torch.equal(half.model.layers[0].mlp.up_proj.weight, before)
 
 
 TEXTS = ["Once upon a time there was a little dog.", "He ran.", "", "The sun was hot and the"]
@@ -285,6 +319,7 @@ def test_a_recording_survives_its_file_and_others_are_refused(stories, tmp_path)
             Recording.load(tmp_path / bad)
     with pytest.raises(DataError, match="no text has two tokens"):
         record(stories, [""])
+    assert record(stories, TEXTS[0]).texts == 1, "a text, not its letters"
 
 
 def test_samples_are_activations_of_tokens_and_serve_as_a_reference(stories):
