@@ -232,7 +232,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
             raise RunError(f"{target} exists; choose another place, or give --overwrite")
         if not _is_checkpoint(target):
             raise RunError(
-                f"{target} is not a checkpoint and nothing else, and will not be overwritten"
+                f"{target} is not a checkpoint (or holds other folders too) and will not be "
+                "overwritten"
             )
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror or error})") from error
