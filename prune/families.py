@@ -40,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(),
     "cohere": Family(norm="input_layernorm"),
     "phi3": Family("fused"),
+    "glm": Family("fused"),
     "glm4": Family("fused"),
     "mixtral": Family("experts"),
     "qwen2_moe": Family("experts"),

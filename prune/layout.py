@@ -6,7 +6,7 @@ MLPs without a gate:
 
 ======== ============================================ ==============================
 separate `mlp.gate_proj` [n, hidden], `up_proj`, `down_proj` [hidden, n]
-fused    `mlp.gate_up_proj` [2n, hidden], gate first  phi3, glm4
+fused    `mlp.gate_up_proj` [2n, hidden], gate first  phi3, glm, glm4
 experts  `experts.E.*` each separate, or stacked as `experts.gate_up_proj` [E, 2n, hidden] and
          `experts.down_proj` [E, hidden, n]           mixtral, qwen, olmoe, deepseek
 plain    `c_fc`/`c_proj` (transposed), `dense_h_to_4h`/`dense_4h_to_h`, `fc1`/`fc2`

@@ -54,7 +54,7 @@ _OWN_NAMES = ("gpt2",)
 
 GATED = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite",
-    "smollm3", "cohere", "phi3", "glm4",
+    "smollm3", "cohere", "phi3", "glm", "glm4",
 ]  # fmt: skip
 EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
 PLAIN = ["gpt2", "gpt_neox", "opt"]

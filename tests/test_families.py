@@ -246,6 +246,16 @@ def test_experts_of_different_width_cannot_be_cut_live_and_the_model_stays():
     assert torch.equal(model(IDS).logits, intact)
 
 
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_deepseeks_dense_layers_alone(family, tmp_path):
+    model = make(family, first_k_dense_replace=2)
+    assert [mlp.layout.part for mlp in find_mlps(model)] == ["dense", "dense"]
+    model.save_pretrained(tmp_path / "whole")
+    done = prune_checkpoint(tmp_path / "whole", tmp_path / "cut", budget=Budget(fraction=0.3))
+    assert done.kept == done.stored == (17, 17)
+    same(stock(tmp_path / "cut"), silent(model, done.cut))
+
+
 def test_a_stock_loaded_padded_model_can_be_cut_saved_and_read_again(tmp_path):
     make("llama").save_pretrained(tmp_path / "whole")
     prune_checkpoint(
