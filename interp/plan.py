@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..datasets.pairs import Text, load_material
 from ..errors import ModelError
+from ..prune.families import width_entry
 from ..prune.models import find_model, read_config
 from .hypothesis import Options, causal_draw
 
@@ -47,8 +48,10 @@ def plan_hypothesis(model: str, options: Options) -> Plan:
     source = find_model(model, fetch=False)
     config = read_config(source)
     try:
-        neurons = config.num_hidden_layers * config.intermediate_size
-        per_layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+        entry, _ = width_entry(config, "dense")
+        width = getattr(config, entry) or 4 * config.hidden_size  # GPT-2's default is not written
+        neurons = config.num_hidden_layers * width
+        per_layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * width
         weights = config.num_hidden_layers * per_layer
     except AttributeError as error:
         raise ModelError(
