@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
 import glulens
 from glulens.prune.models import OpenedModel
+
+# Machines differ and are busy: time is no test's business.
+hypothesis.settings.register_profile("glulens", deadline=None)
+hypothesis.settings.load_profile("glulens")
 
 REPOSITORY = Path(glulens.__file__).parent
 OFFICIAL = Path(os.environ.get("GLULENS_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
