@@ -7,7 +7,7 @@ run one by one, and a first token's activation can be hundreds of times any othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -18,51 +18,37 @@ from ..progress import Progress, silent
 from ..prune.mlps import Mlp, find_mlps, watching
 from ..prune.models import OpenedModel
 from ..prune.recording import Activity, Recording
+from .moments import Moments
 
 
-@dataclass
 class _Sums:
-    """Of one MLP; float64 [neurons]. Squared deviations by Chan, Golub and LeVeque's update."""
+    """Of one MLP: moments over tokens, and how strongly each text drives each neuron."""
 
-    count: int
-    mean: Tensor
-    deviation: Tensor
-    absolute: Tensor
-    text_squares: Tensor
-    """Sum over texts of the squared mean |activation| within the text."""
-    texts: int
-
-    @classmethod
-    def of(cls, width: int) -> _Sums:
-        zeros = [torch.zeros(width, dtype=torch.float64) for _ in range(4)]
-        return cls(0, *zeros, texts=0)
+    def __init__(self, width: int) -> None:
+        self._moments = Moments((width,))
+        self._text_squares = torch.zeros(width, dtype=torch.float64)
+        self.tokens = self._texts = 0
 
     def update(self, rows: Tensor) -> None:
         """Take in all tokens of one text [tokens, neurons]."""
-        new = len(rows)
-        if not new:
+        if not len(rows):
             return
-        rows = rows.detach().to("cpu", torch.float64)
-        mean = rows.mean(0)
-        shift, total = mean - self.mean, self.count + new
-        self.deviation += (rows - mean).square().sum(0)
-        self.deviation += shift.square() * (self.count * new / total)
-        self.mean += shift * (new / total)
-        absolute = rows.abs().sum(0)
-        self.absolute += absolute
-        self.text_squares += (absolute / new).square()
-        self.count = total
-        self.texts += 1
+        self._moments.update(0, rows)
+        self._text_squares += rows.detach().to("cpu", torch.float64).abs().mean(0).square()
+        self.tokens += len(rows)
+        self._texts += 1
 
     def result(self) -> Activity:
         """The statistics; zeros where no token came by, which an unused expert deserves."""
-        n, texts = max(self.count, 1), max(self.texts, 1)
+        if not self.tokens:
+            return Activity(*(np.zeros(len(self._text_squares)) for _ in fields(Activity)))
+        found = self._moments.result()
         return Activity(
-            mean=self.mean.numpy(),
-            mean_abs=(self.absolute / n).numpy(),
-            rms=(self.deviation / n + self.mean.square()).sqrt().numpy(),
-            variance=(self.deviation / max(self.count - 1, 1)).numpy(),
-            text_rms=(self.text_squares / texts).sqrt().numpy(),
+            mean=found.mean,
+            mean_abs=found.mean_abs,
+            rms=found.rms,
+            variance=np.nan_to_num(found.variance),  # a single token has none
+            text_rms=(self._text_squares / self._texts).sqrt().numpy(),
         )
 
 
@@ -88,7 +74,7 @@ def record(
         DataError: no text has two tokens.
     """
     mlps = find_mlps(opened.model)
-    sums = [_Sums.of(mlp.width) for mlp in mlps]
+    sums = [_Sums(mlp.width) for mlp in mlps]
     used = 0
     for rows in _rows(opened, mlps, texts, max_tokens, progress):
         used += 1
@@ -96,7 +82,7 @@ def record(
             sums[index].update(seen)
     if not used:
         raise DataError("no text has two tokens or more; nothing was recorded")
-    return Recording(tuple(s.result() for s in sums), tuple(s.count for s in sums), texts=used)
+    return Recording(tuple(s.result() for s in sums), tuple(s.tokens for s in sums), texts=used)
 
 
 def samples(
