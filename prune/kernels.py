@@ -56,6 +56,18 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+@numba.njit(nogil=True, fastmath={"nsz"})
+def _least(new: Any, old: Any) -> Any:
+    """The smaller; the old one where the new is NaN."""
+    return new if new < old else old
+
+
+@numba.njit(nogil=True, fastmath={"nsz"})
+def _most(new: Any, old: Any) -> Any:
+    """The larger; the old one where the new is NaN."""
+    return new if new > old else old
+
+
 @numba.njit(**_OPTIONS)
 def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
     """The five, of every row of [neurons, n], into float64 `out` [5, neurons]."""
@@ -79,14 +91,8 @@ def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
                     b = _widen(matrix[row, at + LANES + lane])
                     c = _widen(matrix[row, at + 2 * LANES + lane])
                     d = _widen(matrix[row, at + 3 * LANES + lane])
-                    e = a if a < b else b
-                    f = c if c < d else d
-                    e = e if e < f else f
-                    low[lane] = e if e < low[lane] else low[lane]
-                    e = a if a > b else b
-                    f = c if c > d else d
-                    e = e if e > f else f
-                    high[lane] = e if e > high[lane] else high[lane]
+                    low[lane] = _least(_least(_least(a, b), _least(c, d)), low[lane])
+                    high[lane] = _most(_most(_most(a, b), _most(c, d)), high[lane])
                     total[lane] += (a + b) + (c + d)
                     absolute[lane] += (abs(a) + abs(b)) + (abs(c) + abs(d))
                     squares[lane] += (a * a + b * b) + (c * c + d * d)
@@ -94,8 +100,8 @@ def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
             while at < n:
                 for lane in range(min(LANES, n - at)):
                     a = _widen(matrix[row, at + lane])
-                    low[lane] = a if a < low[lane] else low[lane]
-                    high[lane] = a if a > high[lane] else high[lane]
+                    low[lane] = _least(a, low[lane])
+                    high[lane] = _most(a, high[lane])
                     total[lane] += a
                     absolute[lane] += abs(a)
                     squares[lane] += a * a
@@ -103,8 +109,7 @@ def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
             least, most = np.float32(np.inf), np.float32(-np.inf)
             sum_, sum_absolute, sum_squares = 0.0, 0.0, 0.0
             for lane in range(LANES):
-                least = low[lane] if low[lane] < least else least
-                most = high[lane] if high[lane] > most else most
+                least, most = _least(low[lane], least), _most(high[lane], most)
                 sum_ += total[lane]
                 sum_absolute += absolute[lane]
                 sum_squares += squares[lane]
@@ -139,14 +144,8 @@ def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
                     b = _widen(matrix[row + 1, first + j])
                     c = _widen(matrix[row + 2, first + j])
                     d = _widen(matrix[row + 3, first + j])
-                    e = a if a < b else b
-                    f = c if c < d else d
-                    e = e if e < f else f
-                    low[j] = e if e < low[j] else low[j]
-                    e = a if a > b else b
-                    f = c if c > d else d
-                    e = e if e > f else f
-                    high[j] = e if e > high[j] else high[j]
+                    low[j] = _least(_least(_least(a, b), _least(c, d)), low[j])
+                    high[j] = _most(_most(_most(a, b), _most(c, d)), high[j])
                     total[j] += (a + b) + (c + d)
                     absolute[j] += (abs(a) + abs(b)) + (abs(c) + abs(d))
                     squares[j] += (a * a + b * b) + (c * c + d * d)
@@ -154,8 +153,8 @@ def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
             while row < end:
                 for j in range(size):
                     a = _widen(matrix[row, first + j])
-                    low[j] = a if a < low[j] else low[j]
-                    high[j] = a if a > high[j] else high[j]
+                    low[j] = _least(a, low[j])
+                    high[j] = _most(a, high[j])
                     total[j] += a
                     absolute[j] += abs(a)
                     squares[j] += a * a
