@@ -18,7 +18,15 @@ from ..prune.mlps import find_mlps
 from ..prune.models import ModelSource, OpenedModel
 from ..prune.recording import Recording
 from ..prune.scoring import score_mlps
-from ..rundir import MANIFEST, NEURONS, REPORT, RunDirectory, check_free, write_manifest, writing
+from ..rundir import (
+    NEURONS,
+    REPORT,
+    RunDirectory,
+    check_free,
+    open_run,
+    write_manifest,
+    writing,
+)
 from .neurons import score_table
 from .versions import versions
 
@@ -132,7 +140,7 @@ def score_run(
         table.write_parquet(scratch / NEURONS)
         (scratch / REPORT).write_text(_report(table, criteria, manifest), encoding="utf-8")
         write_manifest(scratch, manifest)
-    return RunDirectory(path, {**manifest, "manifest": str(path / MANIFEST)})
+    return open_run(path)
 
 
 def summary(table: polars.DataFrame, criteria: Sequence[str]) -> polars.DataFrame:

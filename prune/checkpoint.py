@@ -17,14 +17,11 @@ from torch import Tensor
 
 from ..errors import ModelError, ResourceError
 from ..progress import Progress, silent
-from .expressions import evaluate, parse_criterion
 from .layout import MlpLayout, locate
 from .models import ModelSource, find_model, load_gguf, pickled_weights, read_config
-from .recording import Recording
-from .scoring import weigh
+from .scoring import score
 from .shards import Entry, Shard, mapped, read_shard
 from .surgery import RECORD, true_widths
-from .weights import MlpWeights
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -72,49 +69,10 @@ class Checkpoint:
             prod(entry.shape) for name, entry in self.entries.items() if not name.endswith(_BUFFERS)
         )
 
-    def weigh(
-        self,
-        *,
-        gains: bool = False,
-        allow_nonfinite: bool = False,
-        progress: Progress = silent,
-    ) -> list[MlpWeights]:
-        """Read the weights of every MLP once (see `scoring.weigh`)."""
-        return weigh(
-            self.layouts,
-            Reader(self),
-            gains=gains,
-            family=self.config.model_type,
-            allow_nonfinite=allow_nonfinite,
-            progress=progress,
-        )
-
-    def score(
-        self,
-        names: Sequence[str],
-        *,
-        recording: Recording | None = None,
-        allow_nonfinite: bool = False,
-        progress: Progress = silent,
-    ) -> dict[str, list[np.ndarray]]:
-        """Score every neuron by several criteria, reading the weights once.
-
-        Returns:
-            By criterion, one float32 array [neurons] an MLP.
-
-        Raises:
-            UsageError, ModelError: see `expressions.evaluate` and `scoring.weigh`.
-        """
-        criteria = [parse_criterion(name) for name in names]
-        weights = self.weigh(
-            gains=any(c.needs_gain for c in criteria),
-            allow_nonfinite=allow_nonfinite,
-            progress=progress,
-        )
-        return {
-            name: evaluate(criterion, weights, recording)
-            for name, criterion in zip(names, criteria, strict=True)
-        }
+    def score(self, names: Sequence[str], **options: Any) -> dict[str, list[np.ndarray]]:
+        """Score every neuron (`options`, results and errors as in `scoring.score`)."""
+        family = self.config.model_type
+        return score(self.layouts, Reader(self), names, family=family, **options)
 
 
 class Reader:

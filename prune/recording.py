@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,3 @@ class Recording:
                 f"{path} cannot be read as a recording ({error}); make it with "
                 "glulens.probes.recording.record(...).save(PATH)"
             ) from error
-
-    def narrowed(self, kept: Sequence[np.ndarray]) -> Recording:
-        """Of the model that is left when only these neurons stay."""
-        return replace(
-            self,
-            mlps=tuple(mlp.of(keep) for mlp, keep in zip(self.mlps, kept, strict=True)),
-        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..progress import Progress, silent
-from .expressions import Criterion, evaluate, parse_criterion
+from .expressions import evaluate, parse_criterion
 from .families import FAMILIES, Family
 from .layout import MlpLayout
 from .mlps import Mlp, oriented
@@ -84,35 +85,17 @@ def _check_finite(layout: MlpLayout, weights: MlpWeights) -> None:
             )
 
 
-def weigh_mlps(
-    mlps: Sequence[Mlp],
-    criteria: Iterable[Criterion] = (),
-    *,
-    allow_nonfinite: bool = False,
-    progress: Progress = silent,
-) -> list[MlpWeights]:
-    """Read the weights of a live model once, with gains if a criterion needs them."""
-    model = mlps[0].model
-    config = model.config.get_text_config()  # pyright: ignore
-    return weigh(
-        [mlp.layout for mlp in mlps],
-        model.get_parameter,
-        gains=any(c.needs_gain for c in criteria),
-        family=config.model_type,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress,
-    )
-
-
-def score_mlps(
-    mlps: Sequence[Mlp],
+def score(
+    layouts: Sequence[MlpLayout],
+    read: Read,
     names: Sequence[str],
     *,
+    family: str,
     recording: Recording | None = None,
     allow_nonfinite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, list[np.ndarray]]:
-    """Score every neuron of a live model by several criteria, reading its weights once.
+    """Score every neuron by several criteria, reading the weights once.
 
     Returns:
         By criterion, one float32 array [neurons] an MLP, on the CPU.
@@ -121,8 +104,25 @@ def score_mlps(
         UsageError, ModelError: see `expressions.evaluate` and `weigh`.
     """
     criteria = [parse_criterion(name) for name in names]
-    weights = weigh_mlps(mlps, criteria, allow_nonfinite=allow_nonfinite, progress=progress)
+    weights = weigh(
+        layouts,
+        read,
+        gains=any(c.needs_gain for c in criteria),
+        family=family,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
     return {
         name: evaluate(criterion, weights, recording)
         for name, criterion in zip(names, criteria, strict=True)
     }
+
+
+def score_mlps(
+    mlps: Sequence[Mlp], names: Sequence[str], **options: Any
+) -> dict[str, list[np.ndarray]]:
+    """Score every neuron of a live model (`options`, results and errors as in `score`)."""
+    model = mlps[0].model
+    family = model.config.get_text_config().model_type  # pyright: ignore
+    layouts = [mlp.layout for mlp in mlps]
+    return score(layouts, model.get_parameter, names, family=family, **options)
