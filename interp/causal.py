@@ -96,7 +96,7 @@ def causal_look(
         ll = loglikelihoods(
             engine,
             texts,
-            visit=None if cut is None else silencer(cut),
+            intervene=None if cut is None else silencer(cut),
             max_tokens=max_tokens,
             progress=lambda _, d, t: progress("silencing tenths (texts)", done + d, total),
         )

@@ -35,7 +35,9 @@ def ablate_each(
     found = np.empty((len(neurons), len(texts)))
     for place, (layer, index) in enumerate(neurons):
         chosen = [np.array([index] if at == layer else [], int) for at in range(len(engine.widths))]
-        visit = silencer(NeuronSet(engine.widths, tuple(chosen)), spare_first=True)
-        found[place] = intact - loglikelihoods(engine, texts, visit=visit, max_tokens=max_tokens)
+        silence = silencer(NeuronSet(engine.widths, tuple(chosen)), spare_first=True)
+        found[place] = intact - loglikelihoods(
+            engine, texts, intervene=silence, max_tokens=max_tokens
+        )
         progress("silencing single neurons", place + 1, len(neurons))
     return found

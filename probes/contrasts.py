@@ -65,8 +65,13 @@ def record_contrasts(
 
     Raises:
         DataError: a text that cannot be encoded, or no pair.
-        ModelError: activations that are not finite.
+        ModelError: activations that are not finite, or a mixture of experts.
     """
+    if not engine.dense:
+        raise ModelError(
+            "attributions are of dense MLPs; a mixture of experts can be scored, pruned, masked "
+            "and recorded (glulens probe), not contrasted yet"
+        )
     users: dict[Text, list[tuple[str, int, int]]] = {}
     for name, members in pairs.items():
         if not members:
@@ -124,29 +129,30 @@ def record_contrasts(
 def _read(engine: Engine, batch: Batch) -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
     """Activations by layer; mean activation and attribution [batch, neurons]; LL [batch]."""
     activations: list[Tensor] = []
+    shape = batch.ids.shape
 
-    def visit(layer: int, activation: Tensor) -> Tensor:
-        if (
-            not activation.requires_grad
-        ):  # weights are frozen: the graph begins at layer 0's neurons
-            activation = activation.detach().requires_grad_()
-        activations.append(activation)
-        return activation
+    def visit(layer: int, rows: Tensor, places: Tensor) -> Tensor:
+        # Weights are frozen: the graph begins at layer 0's neurons.
+        if not rows.requires_grad:
+            rows = rows.detach().requires_grad_()
+        activations.append(rows)
+        return rows
 
     with torch.enable_grad():
         loglikelihood = answer_loglikelihood(engine, batch, visit)
         gradients = torch.autograd.grad(loglikelihood.sum(), activations)
     means, sums = [], []
+    activations = [activation.detach().view(*shape, -1) for activation in activations]
     with torch.no_grad():
-        for activation, gradient in zip(activations, gradients, strict=True):
+        for activation, rows in zip(activations, gradients, strict=True):
             answer = batch.answer.to(activation.device, torch.float32)
             real = batch.real.to(activation.device, torch.float32)
-            values = activation.detach().float()
+            values, gradient = activation.float(), rows.view(*shape, -1).float()
             total = torch.einsum("btn,bt->bn", values, answer)
             means.append((total / answer.sum(1, keepdim=True)).cpu())
-            sums.append(torch.einsum("btn,btn,bt->bn", values, gradient.float(), real).cpu())
+            sums.append(torch.einsum("btn,btn,bt->bn", values, gradient, real).cpu())
     return (
-        [activation.detach() for activation in activations],
+        activations,
         torch.cat(means, 1).numpy(),
         torch.cat(sums, 1).numpy(),
         loglikelihood.detach().cpu().numpy().astype(np.float64),

@@ -2,59 +2,119 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ..errors import ModelError
-from ..prune.mlps import find_mlps
-from .engine import Visit
+from ..prune.mlps import find_mlps, watching
+from .engine import Context, Visit
+
+_NO_LIMIT = 1 << 40
+_TAKE_MASKS = ("sdpa", "eager")
+"""Attention kernels that follow a mask of any shape."""
 
 
 class HooksEngine:
-    """Watches a Transformers causal language model, whole, masked or pruned, of even width or
-    not."""
+    """Watches a Transformers causal language model: whole, masked or pruned, of even width or not,
+    experts included."""
 
     name = "hooks"
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._mlps = find_mlps(model)
-        if any(mlp.down is None for mlp in self._mlps):
-            raise ModelError(
-                "the hooks engine watches dense MLPs; a mixture of experts can be scored, pruned, "
-                "masked and recorded (glulens.probes.recording.record), not contrasted yet"
-            )
+        self.dense = all(mlp.down is not None for mlp in self._mlps)
         self.widths = tuple(mlp.width for mlp in self._mlps)
         self.device: torch.device = model.get_input_embeddings().weight.device
+        self.shares_up_to = shares_up_to(model)
 
     def forward(
-        self, ids: Tensor, *, keep: Tensor | None = None, visit: Visit | None = None
+        self,
+        ids: Tensor,
+        *,
+        keep: Tensor | None = None,
+        visit: Visit | None = None,
+        context: Context | None = None,
     ) -> Tensor | None:
         """See `Engine.forward`."""
-        handles = []
-        try:
-            for mlp in self._mlps if visit is not None else ():
-
-                def hook(
-                    module: Any,
-                    args: tuple[Any, ...],
-                    index: int = mlp.index,
-                    see: Any = visit,
-                ) -> tuple[Any, ...] | None:
-                    # OPT flattens batch and positions before its MLPs.
-                    replaced = see(index, args[0].reshape(*ids.shape, -1))
-                    return (
-                        None if replaced is None else (replaced.reshape(args[0].shape), *args[1:])
-                    )
-
-                assert mlp.down is not None
-                handles.append(mlp.down.register_forward_pre_hook(hook))
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if context is not None:
+            given |= context_arguments(self._model, ids, context)
+        with ExitStack() as undo:
+            if visit is not None:
+                undo.enter_context(watching(self._mlps, visit))
             if keep is None:
-                self._model.base_model(input_ids=ids, use_cache=False)
+                self._model.base_model(**given)
                 return None
-            return self._model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
-        finally:
-            for handle in handles:
-                handle.remove()
+            undo.callback(_only(self._model.get_output_embeddings(), keep))
+            return self._model(**given).logits[0]
+
+    def remember(self, ids: Tensor, visit: Visit | None = None) -> Any:
+        """See `Engine.remember`; keys and values [1, heads, column, size] of every layer."""
+        cache: Any = DynamicCache()  # without a config it forgets nothing, windows or not
+        with ExitStack() as undo:
+            if visit is not None:
+                undo.enter_context(watching(self._mlps, visit))
+            self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def shares_up_to(model: Any) -> int:
+    """The longest text that may be run with a mask and positions of its own making."""
+    config = model.config.get_text_config()
+    if config._attn_implementation not in _TAKE_MASKS:
+        return 0
+    # A mask given as it is stands for every layer; within the window all layers see everything.
+    return getattr(config, "sliding_window", None) or _NO_LIMIT
+
+
+def context_arguments(model: Any, ids: Tensor, context: Context) -> dict[str, Any]:
+    """What a Transformers model must be given besides the ids."""
+    mask = context.sees[:, None]
+    if model.config.get_text_config()._attn_implementation == "eager":
+        low = torch.finfo(model.dtype).min
+        mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
+            ~mask, low
+        )
+    given = {"position_ids": context.positions, "attention_mask": mask}
+    if context.past is None:
+        return given
+    cache: Any = DynamicCache()
+    cache.layers = [_Remembered(keys, values, len(ids)) for keys, values in context.past]
+    return {**given, "past_key_values": cache, "use_cache": True}
+
+
+class _Remembered(DynamicLayer):
+    """The keys and values of a beginning, shown to every row and never added to."""
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys = keys.expand(rows, -1, -1, -1)
+        self.values = values.expand(rows, -1, -1, -1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return (
+            torch.cat([self.keys, key_states], dim=-2),
+            torch.cat([self.values, value_states], dim=-2),
+        )
+
+
+def _only(head: Any, keep: Tensor) -> Any:
+    """Let the head see only some tokens: [1, len(keep), hidden]. Returns what takes it back.
+
+    Whatever a family does to its logits afterwards (caps, scales) it does to each by itself.
+    """
+
+    def gather(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = args[0].reshape(-1, args[0].shape[-1])
+        return (states[keep.to(states.device)][None], *args[1:])
+
+    return head.register_forward_pre_hook(gather).remove

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ModelError, UsageError
 from ..prune.mlps import find_mlps
-from .engine import Visit
+from .engine import Context, Visit
 
 
 class LensEngine:
@@ -25,6 +25,8 @@ class LensEngine:
     """
 
     name = "lens"
+    dense = True
+    shares_up_to = 0
 
     def __init__(self, model: Any) -> None:
         try:
@@ -33,7 +35,13 @@ class LensEngine:
             raise UsageError(
                 "the lens engine needs TransformerLens: pip install 'glulens[lens]'"
             ) from error
-        self.widths = tuple(mlp.width for mlp in find_mlps(model))
+        mlps = find_mlps(model)
+        if any(mlp.down is None for mlp in mlps):
+            raise ModelError(
+                "TransformerLens shows a mixture of experts' output under a neuron's name; "
+                "use --engine hooks"
+            )
+        self.widths = tuple(mlp.width for mlp in mlps)
         self.device: torch.device = model.get_input_embeddings().weight.device
         family = type(model).__name__
         try:
@@ -48,9 +56,17 @@ class LensEngine:
             raise ModelError(f"TransformerLens has no {missing[0]} on {family}; use --engine hooks")
 
     def forward(
-        self, ids: Tensor, *, keep: Tensor | None = None, visit: Visit | None = None
+        self,
+        ids: Tensor,
+        *,
+        keep: Tensor | None = None,
+        visit: Visit | None = None,
+        context: Context | None = None,
     ) -> Tensor | None:
-        """See `Engine.forward`."""
+        """See `Engine.forward`; takes no context."""
+        if context is not None:
+            raise ValueError("the lens engine runs plain texts only")
+        places = torch.arange(ids.numel(), device=ids.device)
         hooks = []
         for layer, name in enumerate(self._names if visit is not None else ()):
 
@@ -66,12 +82,23 @@ class LensEngine:
                         f"layer {layer}: TransformerLens shows {activation.shape[-1]} values for "
                         f"{self.widths[layer]} neurons; use --engine hooks"
                     )
-                return see(layer, activation)
+                new = see(layer, activation.reshape(-1, activation.shape[-1]), places)
+                return None if new is None else new.reshape(activation.shape)
 
             hooks.append((name, hook))
-        # Ids are given as they are: TransformerLens would put a BOS before a string.
-        wanted = torch.tensor([0], device=ids.device) if keep is None else keep
+        # Only columns that are wanted in some row; ids are given as they are, since TransformerLens
+        # would put a BOS before a string.
+        columns = torch.tensor([0], device=ids.device)
+        if keep is not None:
+            columns = (keep % ids.shape[1]).unique()
         logits = self.bridge.run_with_hooks(
-            ids, fwd_hooks=hooks, return_type="logits", use_cache=False, logits_to_keep=wanted
+            ids, fwd_hooks=hooks, return_type="logits", use_cache=False, logits_to_keep=columns
         )
-        return None if keep is None else logits
+        if keep is None:
+            return None
+        column = torch.searchsorted(columns, keep % ids.shape[1])
+        return logits[keep // ids.shape[1], column]
+
+    def remember(self, ids: Tensor, visit: Visit | None = None) -> Any:
+        """See `Engine.remember`; not possible here."""
+        raise ValueError("the lens engine runs plain texts only")

@@ -27,6 +27,7 @@ _DEEPSEEK = {
     "n_shared_experts": 2,
     "first_k_dense_replace": 1,
     "kv_lora_rank": 8,
+    "num_key_value_heads": 4,  # as many as heads, as in every real one
     "qk_rope_head_dim": 4,
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,

@@ -76,8 +76,8 @@ def test_statistics_are_of_the_answers_tokens_and_no_others(stories):
     for text in encode_pairs(encoder, pairs["misconception"]):
         seen = []
         with torch.inference_mode():
-            engine.forward(torch.tensor([text.ids]), visit=lambda _, a, s=seen: s.append(a))
-        rows.append(torch.cat([a[0, text.start :] for a in seen], 1).double().numpy())
+            engine.forward(torch.tensor([text.ids]), visit=lambda _, a, where, s=seen: s.append(a))
+        rows.append(torch.cat([a[text.start :] for a in seen], 1).double().numpy())
     rows = np.concatenate(rows)
     assert found.n_tokens == len(rows)
     np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-6)

@@ -15,13 +15,18 @@ from glulens.prune.selection import NeuronSet
 from glulens.prune.surgery import resize
 
 IDS = torch.tensor([[5, 17, 80, 3, 42, 9, 11], [7, 7, 1, 0, 99, 23, 2]])
-KEEP = torch.tensor([2, 5])
+KEEP = torch.tensor([2, 5, 9, 12])
+POSITIONS = torch.arange(7).repeat(2)
 
 
 def record(engine, ids=IDS, keep=None):
     seen = []
     with torch.inference_mode():
-        logits = engine.forward(ids, keep=keep, visit=lambda layer, a: seen.append((layer, a)))
+        logits = engine.forward(
+            ids,
+            keep=keep,
+            visit=lambda mlp, a, places: seen.append((mlp, a.view(*ids.shape, -1))),
+        )
     assert [layer for layer, _ in seen] == list(range(len(engine.widths)))
     return [a for _, a in seen], logits
 
@@ -43,14 +48,16 @@ def test_engines_agree_on_a_random_model(tiny):
     hooks, lens = engines(tiny())
     torch.testing.assert_close(record(hooks)[0], record(lens)[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(logits(hooks), logits(lens), atol=1e-4, rtol=0)
-    assert logits(hooks).shape == (2, 2, 100)
+    assert logits(hooks).shape == (4, 100)
 
 
 def test_engines_agree_on_smollm2_and_under_replacement(smollm):
     hooks, lens = engines(smollm.model)
     ids = torch.tensor([smollm.tokenizer("Goldfish can remember things for months.")["input_ids"]])
     cut = NeuronSet(hooks.widths, tuple(torch.arange(0, 1536, 7).numpy() for _ in hooks.widths))
-    for visit in (None, silencer(cut), silencer(cut, spare_first=True)):
+    positions = torch.arange(ids.shape[1])
+    for intervene in (None, silencer(cut), silencer(cut, spare_first=True)):
+        visit = intervene and intervene(positions)
         with torch.inference_mode():
             keep = torch.arange(ids.shape[1])
             ours = hooks.forward(ids, keep=keep, visit=visit)
@@ -83,7 +90,7 @@ def test_silencing_through_an_engine_is_masking_and_leaves_no_hook(tiny):
     intact = logits(engine)
     with masked(model, cut):
         expected = logits(engine)
-    torch.testing.assert_close(logits(engine, silencer(cut)), expected)
+    torch.testing.assert_close(logits(engine, silencer(cut)(POSITIONS)), expected)
     assert torch.equal(logits(engine), intact)
     assert not torch.equal(intact, expected)
 
@@ -104,12 +111,20 @@ def test_padding_on_the_right_changes_nothing(tiny):
 
 
 def test_an_unknown_engine_lists_those_there_are(smollm):
-    with pytest.raises(UsageError, match="allowed are hooks, lens"):
+    with pytest.raises(UsageError, match="allowed are hooks, lens, nnsight"):
         make_engine(smollm, "hook")
 
 
-def test_a_mixture_of_experts_is_refused_by_the_engine_that_cannot_watch_it():
+def test_a_mixture_of_experts_is_refused_by_what_cannot_watch_it():
+    pytest.importorskip("transformer_lens")
     from families import make
 
-    with pytest.raises(ModelError, match="mixture of experts can be scored, pruned"):
-        HooksEngine(make("mixtral"))
+    from glulens.datasets.pairs import load_material
+    from glulens.probes.contrasts import record_contrasts
+    from glulens.probes.lens import LensEngine
+
+    pairs = load_material(limit=2).pairs
+    with pytest.raises(ModelError, match="can be scored, pruned, masked and recorded"):
+        record_contrasts(HooksEngine(make("mixtral")), None, pairs)  # pyright: ignore
+    with pytest.raises(ModelError, match="use --engine hooks"):
+        LensEngine(make("mixtral"))

@@ -1,0 +1,258 @@
+"""Texts that begin alike are run together: every token of a common beginning is computed once.
+
+Texts form a trie of token ids. A batch's row holds one or more of its subtrees, and every token
+attends to what stands above it in its own text; a beginning that many rows share (a primer, a
+few-shot block) is run once and its keys and values are remembered. Beginnings are compared as
+tokens: a common text prefix may be tokenised differently at its end.
+
+What a token's neurons do depends on what stands before it alone, so nothing changes but rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .tokens import Encoded
+
+ROW = 256
+"""Tokens after which a row is closed: attention within a row costs in proportion to its width."""
+WORTH_REMEMBERING = 512
+"""Tokens that remembering a beginning must save to be worth a pass of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass: rows of token trees that follow a common beginning.
+
+    A *place* is the flat index of a token, row * width + column. Padding stands on the right.
+
+    Attributes:
+        prefix: the remembered beginning of all rows; empty for none.
+        ids: int64 [row, column].
+        parents: column of the token before, int32 [row, column]; -1 where that is the end of the
+            prefix, or nothing.
+        positions: position in the text, int64 [row, column].
+        real: whether there is a token, [row, column].
+        texts: numbers of the texts in this pass.
+        places: of each of these, the places of its tokens from position `len(prefix)` on.
+    """
+
+    prefix: tuple[int, ...]
+    ids: np.ndarray
+    parents: np.ndarray
+    positions: np.ndarray
+    real: np.ndarray
+    texts: tuple[int, ...]
+    places: tuple[np.ndarray, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row is one text from its first token on, so that no mask is needed."""
+        columns = np.arange(self.ids.shape[1]) - 1
+        return not self.prefix and bool(((self.parents == columns) | ~self.real).all())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, without padding and prefix."""
+        return int(self.real.sum())
+
+    def sees(self) -> np.ndarray:
+        """What each token attends to, bool [row, column, prefix + column]."""
+        rows, width = self.ids.shape
+        past = len(self.prefix)
+        found = np.zeros((rows, width, past + width), bool)
+        every = np.arange(rows)
+        for column in range(width):
+            parent = self.parents[:, column]
+            before = found[every, np.maximum(parent, 0)]
+            before[parent < 0] = False
+            before[:, :past] = True
+            before[:, past + column] = True  # padding too: a softmax over nothing is not a number
+            found[:, column] = before
+        return found
+
+    def halves(self) -> tuple[Pass, Pass] | None:
+        """Two passes that do the same with fewer rows each; None for a single row."""
+        rows, width = self.ids.shape
+        if rows < 2:
+            return None
+        cut = rows // 2
+        both = []
+        for part in (slice(0, cut), slice(cut, rows)):
+            first, last = part.start * width, part.stop * width
+            inside = [k for k, p in enumerate(self.places) if first <= p[0] < last]
+            both.append(
+                Pass(
+                    self.prefix,
+                    self.ids[part],
+                    self.parents[part],
+                    self.positions[part],
+                    self.real[part],
+                    tuple(self.texts[k] for k in inside),
+                    tuple(self.places[k] - first for k in inside),
+                )
+            )
+        return both[0], both[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All passes over a list of texts.
+
+    Attributes:
+        passes: those of one prefix stand side by side.
+        tokens_given: tokens of all texts.
+        tokens_run: tokens that are computed, prefixes included, padding not.
+    """
+
+    passes: tuple[Pass, ...]
+    tokens_given: int
+    tokens_run: int
+
+
+def plan(
+    texts: Sequence[Encoded],
+    max_tokens: int = 1024,
+    *,
+    share: bool = True,
+    row: int = ROW,
+    last: bool = True,
+) -> Plan:
+    """Lay texts out in passes, wide rows first (so that memory fails early).
+
+    Args:
+        texts: what to run.
+        max_tokens: padded tokens in a pass; a single wider row goes alone.
+        share: run common beginnings once; without it every text has its own row.
+        row: tokens that a row should hold.
+        last: also run each text's last token. Its log-likelihood does not need it.
+    """
+    paths = [text.ids if last else text.ids[:-1] for text in texts]
+    if share:
+        trees = _trees(texts, paths, row)
+    else:
+        trees = [_Tree(0, (k,), len(path)) for k, path in enumerate(paths)]
+    groups: dict[tuple[int, ...], list[_Tree]] = {}
+    for tree in trees:
+        groups.setdefault(paths[tree.members[0]][: tree.prefix], []).append(tree)
+    passes: list[Pass] = []
+    # The longest beginning first; within it the widest rows.
+    for prefix, found in sorted(groups.items(), key=lambda g: (-len(g[0]), g[0])):
+        rows = _rows(found, row if share else 0)
+        begin = 0
+        while begin < len(rows):
+            width = sum(tree.size for tree in rows[begin])
+            end = min(len(rows), begin + max(1, max_tokens // width))
+            passes.append(_lay_out(prefix, rows[begin:end], width, paths))
+            begin = end
+    return Plan(
+        tuple(passes),
+        sum(map(len, paths)),
+        sum(p.tokens for p in passes) + sum(len(prefix) for prefix in groups),
+    )
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Texts that stand in one row: `prefix` tokens are remembered, `size` are in the row."""
+
+    prefix: int
+    members: tuple[int, ...]
+    size: int
+
+
+def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
+    """Cut the trie into subtrees of at most `row` tokens, and say what each one remembers."""
+    order = sorted(range(len(paths)), key=lambda k: paths[k])
+    lengths = [len(paths[k]) for k in order]
+    common = [0] + [_common(paths[a], paths[b]) for a, b in itertools.pairwise(order)]
+    # A beginning must end before the token that predicts an answer's first.
+    latest = [max(texts[k].start - 1, 0) for k in order]
+    # Inner nodes whose subtree is too large for a row: (length of the beginning, parent node).
+    nodes: list[tuple[int, int]] = []
+    leaves: list[tuple[int, int, int]] = []  # first, end, parent node
+    todo = [(0, len(order), -1)]
+    while todo:
+        first, end, parent = todo.pop()
+        size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
+        shared = min(common[first + 1 : end], default=lengths[first])
+        above = nodes[parent][0] if parent >= 0 else 0
+        if size - above <= row or shared == lengths[first] == max(lengths[first:end]):
+            leaves.append((first, end, parent))
+            continue
+        nodes.append((min(shared, *latest[first:end]), parent))
+        cuts = [first, *(k for k in range(first + 1, end) if common[k] == shared), end]
+        todo += [(a, b, len(nodes) - 1) for a, b in itertools.pairwise(cuts)]
+    below = [0] * len(nodes)
+    for _, _, parent in leaves:
+        while parent >= 0:
+            below[parent] += 1
+            parent = nodes[parent][1]
+    found = []
+    for first, end, node in sorted(leaves):
+        # Fewer rows than trees: small trees share one. Assume that they do.
+        while node >= 0 and nodes[node][0] * (below[node] - 1) < WORTH_REMEMBERING:
+            node = nodes[node][1]
+        prefix = nodes[node][0] if node >= 0 else 0
+        size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
+        found.append(_Tree(prefix, tuple(order[first:end]), size - prefix))
+    return found
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    n = min(len(a), len(b))
+    return next((k for k in range(n) if a[k] != b[k]), n)
+
+
+def _rows(trees: Sequence[_Tree], row: int) -> list[list[_Tree]]:
+    """Trees side by side in rows of about equal width (first fit, the largest first)."""
+    ordered = sorted(trees, key=lambda tree: (-tree.size, tree.members))
+    width = max(row, ordered[0].size) if row else 0
+    rows: list[list[_Tree]] = []
+    room: list[int] = []
+    for tree in ordered:
+        place = next((k for k, left in enumerate(room) if left >= tree.size), None)
+        if place is None:
+            rows.append([tree])
+            room.append(width - tree.size)
+        else:
+            rows[place].append(tree)
+            room[place] -= tree.size
+    return sorted(rows, key=lambda trees: -sum(tree.size for tree in trees))
+
+
+def _lay_out(
+    prefix: tuple[int, ...],
+    rows: Sequence[Sequence[_Tree]],
+    width: int,
+    paths: Sequence[tuple[int, ...]],
+) -> Pass:
+    shape = len(rows), width
+    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    parents, real = np.full(shape, -1, np.int32), np.zeros(shape, bool)
+    texts: list[int] = []
+    places: list[np.ndarray] = []
+    for number, trees in enumerate(rows):
+        column = 0
+        for tree in trees:
+            before: list[int] = []  # columns of the text before, in depth order
+            path_before: tuple[int, ...] = ()
+            for member in tree.members:  # sorted, so that neighbours share the most
+                path = paths[member]
+                kept = max(_common(path_before, path) - tree.prefix, 0)
+                columns = before[:kept]
+                for position in range(tree.prefix + kept, len(path)):
+                    ids[number, column] = path[position]
+                    positions[number, column] = position
+                    parents[number, column] = columns[-1] if columns else -1
+                    real[number, column] = True
+                    columns.append(column)
+                    column += 1
+                texts.append(member)
+                places.append(number * width + np.array(columns, np.int64))
+                before, path_before = columns, path
+    return Pass(prefix, ids, parents, positions, real, tuple(texts), tuple(places))
