@@ -31,7 +31,7 @@ from .records import Fact, Instruction, Misconception, Passage
 from .sources import BUILTIN, DataSet
 from .truthfulqa import load_misconceptions
 
-Form = Literal["question", "request"]
+Form = Literal["question", "request", "statement", "prompt"]
 T = TypeVar("T")
 
 MISCONCEPTION, FACT, INSTRUCTION, CONTROL = "misconception", "fact", "instruction", "control"
@@ -39,7 +39,11 @@ MISCONCEPTION, FACT, INSTRUCTION, CONTROL = "misconception", "fact", "instructio
 
 @dataclass(frozen=True)
 class Text:
-    """What a user says and an answer to it. The answer's tokens are those that matter."""
+    """What a user says and an answer to it. The answer's tokens are those that matter.
+
+    A `statement` stands alone: it is all answer. In the form `prompt` the user's words are joined
+    with the answer as they are, with nothing between.
+    """
 
     user: str
     answer: str
@@ -47,9 +51,15 @@ class Text:
 
     def plain(self) -> tuple[str, str]:
         """Prompt and answer as the model reads them without a chat template, to be joined as is."""
-        if self.form == "question":
-            return f"Q: {self.user}\nA:", f" {self.answer}"
-        return f"{self.user}\n\n", self.answer
+        match self.form:
+            case "question":
+                return f"Q: {self.user}\nA:", f" {self.answer}"
+            case "request":
+                return f"{self.user}\n\n", self.answer
+            case "statement":
+                return "", self.answer
+            case "prompt":
+                return self.user, self.answer
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,11 @@ class Encoder:
 
     Prompts are plain unless `chat` is set; then the user's words go through the model's own chat
     template. No BOS is added that the tokenizer does not add by itself.
+
+    A text is data: what is spelled like a special token in it ("<|im_end|>") is encoded as ordinary
+    characters, and a text that would still bring a special token into play is refused. Special is
+    what the tokenizer marks so, named (as EOS) or not. A token that only stands for what the
+    tokenizer does not know may come from data, but not by its spelling.
     """
 
     def __init__(
@@ -44,44 +50,159 @@ class Encoder:
         self._tokenizer = tokenizer
         self._chat = chat
         self._max_length = max_length
+        self._special = _special_tokens(tokenizer)
+        # Its spelling, where unknown characters become a token that has no other role.
+        roles = dict(getattr(tokenizer, "special_tokens_map", {}))
+        unknown = roles.pop("unk_token", None)
+        self._unknown = None if unknown in roles.values() else unknown
+        self._plain: dict[str, bool] = {"add_special_tokens": True}
+        try:
+            tokenizer("", **self._plain, split_special_tokens=True)
+            self._plain["split_special_tokens"] = True
+        except (TypeError, ValueError):  # not every kind knows the option: then the ids must do
+            pass
+        self._tail = _closing_tokens(tokenizer)
+        # Special tokens that stand in every text, whatever it says.
+        self._frame = self._count_special(self._plain_ids(""))
+        if chat:
+            self._chat_frame = self._count_special(self._template_ids(self._prompt("a")))
 
     def text(self, text: Text) -> Encoded:
         """Encode a prompt with its answer; the answer's tokens matter.
 
         Raises:
-            DataError: the answer has no token of its own, or all is longer than the model's
-            context.
+            DataError: the answer has no token of its own, all is longer than the model's context,
+            half a surrogate pair stands in it, or it brings a special token into play.
         """
+        _refuse_surrogates(text.user)
+        _refuse_surrogates(text.answer)
+        if not text.answer:  # by name: the form may put a space before it, which is a token
+            raise DataError(f"no token of its own in the empty answer to {_head(text.user)}")
         if self._chat:
-            prompt = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text.user}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            answer, special = text.answer, False
+            self._refuse_spellings(text)
+            prompt, answer = self._prompt(text.user), text.answer
+            encode, frame = self._template_ids, self._chat_frame
         else:
-            (prompt, answer), special = text.plain(), True
+            prompt, answer = text.plain()
+            encode, frame = self._plain_ids, self._frame
         # Together, then split at the prompt's length: a token across the seam stays what it is.
-        before = self._ids(prompt, special)
-        ids = self._ids(prompt + answer, special)
+        before, ids = encode(prompt), encode(prompt + answer)
+        self._refuse_special(ids, frame, f"{text.user} {text.answer}")
         return self._checked(ids, max(len(before), 1), answer)
 
     def passage(self, text: str) -> Encoded:
-        """Encode neutral text; every token but the first matters."""
-        return self._checked(self._ids(text, True), 1, text)
+        """Encode neutral text; every token but the first matters.
 
-    def _ids(self, text: str, special: bool) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        Raises:
+            DataError: as `text` does.
+        """
+        _refuse_surrogates(text)
+        ids = self._plain_ids(text)
+        self._refuse_special(ids, self._frame, text)
+        return self._checked(ids, 1, text)
+
+    def many(self, texts: Sequence[Text]) -> tuple[list[Encoded | None], dict[int, str]]:
+        """Encode all texts that can be encoded.
+
+        Returns:
+            As many entries as texts, None where one was refused; and why, by its place.
+        """
+        encoded: list[Encoded | None] = []
+        refused: dict[int, str] = {}
+        for place, text in enumerate(texts):
+            try:
+                encoded.append(self.text(text))
+            except DataError as error:
+                encoded.append(None)
+                refused[place] = str(error)
+        return encoded, refused
+
+    def _prompt(self, user: str) -> str:
+        return self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+        )
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids = self._tokenizer(text, **self._plain)["input_ids"]
+        return ids[: len(ids) - self._tail]
+
+    def _template_ids(self, text: str) -> list[int]:
+        # The template's special tokens are meant, and it brings the BOS along.
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _count_special(self, ids: Sequence[int]) -> Counter[int]:
+        if self._special.keys().isdisjoint(ids):  # often, and far cheaper than counting
+            return Counter()
+        return Counter(token for token in ids if token in self._special)
+
+    def _refuse_spellings(self, text: Text) -> None:
+        """A template is text too: a tokenizer cannot tell its special tokens from the data's."""
+        for said in (text.user, text.answer):
+            for spelling in self._special.values():
+                if spelling in said:
+                    raise DataError(
+                        f"the special token {spelling!r} stands in the text {_head(said)}, where "
+                        "the chat template's own could not be told from it; take it out or leave "
+                        "--chat out"
+                    )
+
+    def _refuse_special(self, ids: Sequence[int], frame: Counter[int], text: str) -> None:
+        """Whatever the tokenizer makes of its options, the ids tell."""
+        for token in self._count_special(ids) - frame:
+            spelling = self._special[token]
+            if spelling != self._unknown or spelling in text:
+                raise DataError(
+                    f"the text {_head(text)} becomes the model's special token {spelling!r}, which "
+                    "data may not; leave it out or rewrite it"
+                )
 
     def _checked(self, ids: list[int], start: int, text: str) -> Encoded:
         if len(ids) <= start:
-            raise DataError(f"no token of its own in the text {text[:60]!r}; give a longer one")
+            raise DataError(f"no token of its own in the text {_head(text)}; give a longer one")
         if self._max_length is not None and len(ids) > self._max_length:
             raise DataError(
                 f"a text of {len(ids)} tokens exceeds the model's context of {self._max_length}: "
-                f"{text[:60]!r}; leave it out or take another model"
+                f"{_head(text)}; leave it out or take another model"
             )
         return Encoded(tuple(ids), start)
+
+
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Spellings of the special tokens, by id."""
+    special = {
+        token: tokenizer.convert_ids_to_tokens(token)
+        for token in getattr(tokenizer, "all_special_ids", ())
+        if token is not None  # one that is named but not in the vocabulary
+    }
+    # Of SmolLM2's 17 special tokens only those with a role, three, are in `all_special_ids`.
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    if isinstance(added, Mapping):
+        special |= {token: entry.content for token, entry in added.items() if entry.special}
+    return special
+
+
+def _closing_tokens(tokenizer: Any) -> int:
+    """How many tokens (EOS) the tokenizer puts after a text; they would pass for its answer's."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a", add_special_tokens=True)["input_ids"]
+    places = range(len(full) - len(bare), -1, -1)
+    begin = next((k for k in places if full[k : k + len(bare)] == bare), len(full) - len(bare))
+    return len(full) - len(bare) - begin
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"half a surrogate pair ({text[error.start]!a}) at character {error.start + 1} of "
+            f"the text {_head(text)}: no valid Unicode; mend the text's encoding"
+        ) from None
+
+
+def _head(text: str) -> str:
+    """The text's beginning for a message: `repr` escapes whatever cannot be printed."""
+    return repr(text[:60])
 
 
 @dataclass(frozen=True)

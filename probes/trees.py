@@ -121,6 +121,7 @@ def plan(
     share: bool = True,
     row: int = ROW,
     last: bool = True,
+    remember: bool = True,
 ) -> Plan:
     """Lay texts out in passes, wide rows first (so that memory fails early).
 
@@ -130,9 +131,13 @@ def plan(
         share: run common beginnings once; without it every text has its own row.
         row: tokens that a row should hold.
         last: also run each text's last token. Its log-likelihood does not need it.
+        remember: give a beginning that many rows share a pass of its own; without it every row runs
+            all of its texts' tokens, and needs nothing but itself.
     """
     paths = [text.ids if last else text.ids[:-1] for text in texts]
-    if share:
+    if share and not remember:
+        trees = _whole_trees(paths, row)
+    elif share:
         trees = _trees(texts, paths, row)
     else:
         trees = [_Tree(0, (k,), len(path)) for k, path in enumerate(paths)]
@@ -200,6 +205,21 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
         prefix = nodes[node][0] if node >= 0 else 0
         size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
         found.append(_Tree(prefix, tuple(order[first:end]), size - prefix))
+    return found
+
+
+def _whole_trees(paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
+    """Trees that begin with the texts' first tokens, each with `row` tokens of its own, or as many
+    as its texts share where that is more: so a long beginning at most doubles the work."""
+    order = sorted(range(len(paths)), key=lambda k: paths[k])
+    found = [_Tree(0, (order[0],), len(paths[order[0]]))]
+    for before, k in itertools.pairwise(order):
+        common, last = _common(paths[before], paths[k]), found[-1]
+        size = last.size + len(paths[k]) - common
+        if size <= common + max(row, common):
+            found[-1] = _Tree(0, (*last.members, k), size)
+        else:
+            found.append(_Tree(0, (k,), len(paths[k])))
     return found
 
 

@@ -1,0 +1,222 @@
+"""Per neuron the tokens that drive it most either way, and some drawn across its range.
+
+Activations of a gated unit have either sign, so both ends are kept. Every token-in-context counts
+once, however many texts begin with it. On disk the tables are plain arrays indexed by neuron,
+which are mapped into memory: to see one neuron costs one page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from ..errors import RunError
+
+SIDES = ("high", "low", "spread")
+"""The most positive, the most negative, and a random one from each stretch of the range."""
+ENTRY = np.dtype([("value", "<f4"), ("text", "<i4"), ("position", "<i4")])
+"""An example: the activation, the number of the text, the token's position in it (-1: none)."""
+
+_OPTIONS: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True}
+_BLOCK = 64
+
+
+@numba.njit(**_OPTIONS)
+def _merge(rows, sign, places, texts, positions, values, owners, where):
+    """Insert rows into sorted tables [neurons, k]; equal values stand by text, then position."""
+    neurons = rows.shape[1]
+    k = values.shape[1]
+    for block in numba.prange((neurons + _BLOCK - 1) // _BLOCK):
+        first = block * _BLOCK
+        last = min(first + _BLOCK, neurons)
+        # Side by side, since nearly every value is turned away here.
+        bar = values[first:last, k - 1].copy()
+        for n in range(len(places)):
+            row, text, position = places[n], texts[n], positions[n]
+            line = rows[row, first:last]
+            knocking = np.int32(0)
+            for j in range(last - first):
+                knocking += np.int32(1) if sign * line[j] >= bar[j] else np.int32(0)
+            if knocking == 0:
+                continue
+            for j in range(first, last):
+                x = sign * rows[row, j]
+                worst = bar[j - first]
+                if x < worst:
+                    continue
+                if x == worst and (owners[j, k - 1], where[j, k - 1]) <= (text, position):
+                    continue
+                at = k - 1
+                while at > 0 and (
+                    x > values[j, at - 1]
+                    or (
+                        x == values[j, at - 1]
+                        and (text, position) < (owners[j, at - 1], where[j, at - 1])
+                    )
+                ):
+                    values[j, at] = values[j, at - 1]
+                    owners[j, at] = owners[j, at - 1]
+                    where[j, at] = where[j, at - 1]
+                    at -= 1
+                values[j, at] = x
+                owners[j, at] = text
+                where[j, at] = position
+                bar[j - first] = values[j, k - 1]
+
+
+class Examples:
+    """Gathers both ends; give each token once.
+
+    Args:
+        widths: neurons, by MLP.
+        k: how many to keep at either end.
+    """
+
+    def __init__(self, widths: Sequence[int], k: int = 10) -> None:
+        self._edges = np.concatenate([[0], np.cumsum(widths)])
+        shape = int(self._edges[-1]), k
+        self._tables = {
+            side: (
+                np.full(shape, -np.inf, np.float32),
+                np.full(shape, -1, np.int32),
+                np.full(shape, -1, np.int32),
+            )
+            for side in SIDES[:2]
+        }
+
+    def update(
+        self,
+        mlp: int,
+        rows: np.ndarray,
+        places: np.ndarray,
+        texts: np.ndarray,
+        positions: np.ndarray,
+    ) -> None:
+        """Take in float32 rows [n, neurons] at `places`, tokens `positions` of `texts`."""
+        if not len(places):
+            return
+        part = slice(self._edges[mlp], self._edges[mlp + 1])
+        at = places.astype(np.int64), texts.astype(np.int32), positions.astype(np.int32)
+        for side, sign in (("high", np.float32(1)), ("low", np.float32(-1))):
+            _merge(rows, sign, *at, *(table[part] for table in self._tables[side]))
+
+    def result(self) -> dict[str, np.ndarray]:
+        """`high` and `low`, each `ENTRY` [neurons, k], the strongest first."""
+        found = {}
+        for side, (values, texts, positions) in self._tables.items():
+            table = np.zeros(values.shape, ENTRY)
+            table["value"] = np.where(texts < 0, np.nan, values if side == "high" else -values)
+            table["text"], table["position"] = texts, positions
+            found[side] = table
+        return found
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is needed to go on later."""
+        return {
+            f"{side}.{part}": table
+            for side, tables in self._tables.items()
+            for part, table in zip(ENTRY.names or (), tables, strict=True)
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state` gave."""
+        self._tables = {
+            side: tuple(state[f"{side}.{part}"].copy() for part in ENTRY.names or ())  # pyright: ignore
+            for side in SIDES[:2]
+        }
+
+
+def spread(
+    samples: np.ndarray, texts: np.ndarray, positions: np.ndarray, k: int, seed: int = 0
+) -> np.ndarray:
+    """One example from each of k equal stretches of every neuron's range.
+
+    Args:
+        samples: activations of tokens drawn at random, float32 [tokens, neurons]; NaN where a
+            token did not pass the neuron.
+        texts, positions: whose tokens, [tokens].
+        k: stretches, by rank: the lowest k-th of the tokens, the next, and so on.
+        seed: of the draw within a stretch.
+
+    Returns:
+        `ENTRY` [neurons, k], the highest first.
+    """
+    order = np.argsort(samples, axis=0, kind="stable")  # NaN last
+    seen = np.isfinite(samples).sum(0)
+    draw = np.random.default_rng(seed).random((k, samples.shape[1]))
+    rank = ((np.arange(k)[:, None] + draw) * seen / k).astype(int)
+    chosen = np.take_along_axis(order, np.minimum(rank, np.maximum(seen - 1, 0)), axis=0)[::-1]
+    table = np.zeros((samples.shape[1], k), ENTRY)
+    table["value"] = np.take_along_axis(samples, chosen, axis=0).T
+    table["text"] = np.where(seen[:, None] > 0, texts[chosen].T, -1)
+    table["position"] = np.where(seen[:, None] > 0, positions[chosen].T, -1)
+    return table
+
+
+@dataclass(frozen=True)
+class Example:
+    """A token in its context.
+
+    Attributes:
+        value: the neuron's activation there.
+        text: number of the text in the run.
+        tokens: all tokens of the text, as strings.
+        position: which of them.
+        about: what else is known of the text: its set, condition and item.
+    """
+
+    value: float
+    text: int
+    tokens: tuple[str, ...]
+    position: int
+    about: dict[str, str]
+
+
+TABLES, TEXTS = "examples", "texts.parquet"
+
+
+def save_tables(folder: Path, tables: dict[str, np.ndarray]) -> None:
+    """Write the tables as `examples/SIDE.npy`."""
+    (folder / TABLES).mkdir()
+    for side, table in tables.items():
+        np.save(folder / TABLES / f"{side}.npy", table, allow_pickle=False)
+
+
+def read_examples(run: Path, neuron: int) -> dict[str, list[Example]]:
+    """The examples of one neuron, by its row in the run's table of neurons.
+
+    Raises:
+        RunError: the run has no examples, or they are damaged.
+    """
+    import polars
+
+    try:
+        texts = polars.read_parquet(run / TEXTS)
+        found = {}
+        for side in SIDES:
+            table = np.load(run / TABLES / f"{side}.npy", mmap_mode="r", allow_pickle=False)
+            if table.dtype != ENTRY:
+                raise ValueError(f"{side}.npy holds {table.dtype}")
+            found[side] = [_example(entry, texts) for entry in table[neuron] if entry["text"] >= 0]
+        return found
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{run} holds no examples; make them with `glulens probe MODEL --on truthfulqa`"
+        ) from error
+    except (OSError, ValueError, IndexError, polars.exceptions.PolarsError) as error:
+        raise RunError(f"the examples of {run} cannot be read ({error}); probe again") from error
+
+
+def _example(entry: Any, texts: Any) -> Example:
+    row = texts.row(int(entry["text"]), named=True)
+    tokens = tuple(json.loads(row.pop("tokens")))
+    if not 0 <= entry["position"] < len(tokens):
+        raise ValueError("a position lies outside its text")
+    about = {key: str(value) for key, value in row.items() if key not in ("text", "ids")}
+    return Example(float(entry["value"]), int(entry["text"]), tokens, int(entry["position"]), about)

@@ -1,0 +1,78 @@
+"""What to record: texts, which of their tokens, and how they are pooled and paired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import DataError, UsageError
+from .tokens import Encoded
+
+Selection = Literal["answer", "last", "all", "prompt"]
+SELECTIONS: tuple[Selection, ...] = ("answer", "last", "all", "prompt")
+
+
+def selected(text: Encoded, tokens: Selection) -> tuple[int, int]:
+    """The positions of a text that a selection means: from the first to before the second.
+
+    `answer`: the answer's tokens; `last`: the last one of these; `prompt`: what stands before the
+    answer; `all`: both. Position 0 is in none.
+    """
+    first, last = {
+        "answer": (text.start, len(text)),
+        "last": (len(text) - 1, len(text)),
+        "all": (1, len(text)),
+        "prompt": (1, text.start),
+    }[tokens]
+    return max(first, 1), max(last, 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to record.
+
+    Attributes:
+        texts: all texts.
+        conditions: by name, the numbers of the texts whose tokens it pools; a text may be in
+            several.
+        contrasts: by name, pairs of texts; the contrast is the first minus the second.
+        tokens: which tokens of a text.
+        examples: how many examples to keep of a neuron, at either end and across its range.
+        samples: random tokens whose activations are kept.
+        all_means: keep the means of all texts, not only those of pairs.
+        seed: of the random tokens.
+    """
+
+    texts: tuple[Encoded, ...]
+    conditions: Mapping[str, tuple[int, ...]]
+    contrasts: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    tokens: Selection = "answer"
+    examples: int = 10
+    samples: int = 256
+    all_means: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in SELECTIONS:
+            raise UsageError(f"tokens {self.tokens!r}; allowed are {', '.join(SELECTIONS)}")
+        if self.examples < 1 or self.samples < self.examples:
+            raise UsageError(
+                f"{self.examples} examples of {self.samples} samples; at least 1, and as many "
+                "samples as examples"
+            )
+        if not self.conditions or not all(self.conditions.values()):
+            raise DataError("a condition without texts; leave it out or give it some")
+
+    def digest(self, about: Any) -> str:
+        """Names this job, done in the way that `about` says, among others."""
+        whole = [
+            [(text.ids, text.start) for text in self.texts],
+            sorted((name, list(texts)) for name, texts in self.conditions.items()),
+            sorted((name, list(pairs)) for name, pairs in self.contrasts.items()),
+            [self.tokens, self.examples, self.samples, self.all_means, self.seed],
+            about,
+        ]
+        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
