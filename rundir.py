@@ -93,8 +93,8 @@ def open_run(path: str | Path) -> RunDirectory:
     return RunDirectory(folder, manifest)
 
 
-def check_free(path: Path, *, overwrite: bool = False) -> None:
-    """Say before any work is done whether a run can be written at `path`.
+def check_free(path: Path, *, overwrite: bool = False, room: int = ROOM) -> None:
+    """Say before any work is done whether a run of `room` bytes can be written at `path`.
 
     Raises:
         RunError: something is there already, or the place cannot be written.
@@ -115,9 +115,9 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise RunError(f"{nearest} cannot be written; choose another place with -o")
     free = shutil.disk_usage(nearest).free
-    if free < ROOM:
+    if free < room:
         raise ResourceError(
-            f"{free / 1e6:.0f} MB are free at {nearest}, a run needs {ROOM / 1e6:.0f} MB; "
+            f"{free / 1e6:.0f} MB are free at {nearest}, a run needs {room / 1e6:.0f} MB; "
             "free some or choose another place with -o"
         )
 

@@ -39,7 +39,7 @@ from glulens.datasets.multiple_choice import (
     load_mmlu,
     load_truthfulqa,
 )
-from glulens.probes.choices import accuracy, encode_choice, floor, mc2, score_choices
+from glulens.probes.choices import accuracy, encode_choices, floor, mc2, score_choices
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.likelihood import layout
 from glulens.probes.tokens import Encoder
@@ -111,8 +111,8 @@ class Bench:
         )
         print(f"  {other / both:5.1f} x  (ours {before:.1f}, {after:.1f} s; theirs {other:.1f} s)")
         n_requests = sum(len(q.choices) for q in questions)
-        pairs = dict.fromkeys((q.context, c) for q in questions for c in q.choices)
-        texts = [encode_choice(self.encoder, *pair) for pair in pairs]
+        pairs = dict.fromkeys((q.context, choice) for q in questions for choice in q.choices)
+        texts = [encode_choices(self.encoder, context, [c])[0] for context, c in pairs]
         plan = layout(self.engine, texts, 1024, share=True, last=False)
         alone = sum(map(len, {text.ids[:-1] for text in texts}))
         print(

@@ -16,7 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory
-from . import cli_weights
+from . import cli_probes, cli_weights
 
 EXIT_CODES = """
 Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
@@ -234,6 +234,8 @@ def models() -> None:
 
 main.add_command(cli_weights.score)
 main.add_command(cli_weights.prune)
+main.add_command(cli_probes.probe)
+main.add_command(cli_probes.examples)
 
 
 if __name__ == "__main__":

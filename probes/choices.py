@@ -27,18 +27,24 @@ MAX_TOKENS = 1024
 """Padded tokens in a pass."""
 
 
-def encode_choice(encoder: Encoder, context: str, choice: str) -> Encoded:
-    """Encode a choice after its context.
+def encode_choices(encoder: Encoder, context: str, choices: Sequence[str]) -> list[Encoded]:
+    """Encode choices after their context.
 
     White space at the context's end goes to the choice: with it a word is one token, and so it
-    stands in running text. Both are encoded as one text, which is split where the encoded context
-    ends.
+    stands in running text. Both are encoded as one text, of which the choice is what comes after
+    as many tokens as the context has by itself; where a token crosses that seam the model still
+    reads the context's own tokens, as it does under the harness.
 
     Raises:
         DataError: see `Encoder.text`.
     """
     stripped = context.rstrip()
-    return encoder.text(Text(stripped, context[len(stripped) :] + choice, "prompt"))
+    moved = context[len(stripped) :]
+    texts = [encoder.text(Text(stripped, moved + choice, "prompt")) for choice in choices]
+    if not texts or texts[0].start < 2:  # too short for a passage, and for a seam to matter
+        return texts
+    before = encoder.passage(stripped).ids
+    return [Encoded(before + text.ids[text.start :], text.start) for text in texts]
 
 
 def score_choices(
@@ -72,15 +78,15 @@ def score_choices(
     places: dict[tuple[str, str], int] = {}
     texts: list[Encoded] = []
     for question in questions:
-        for choice in question.choices:
-            pair = question.context, choice
-            if pair in places:
-                continue
-            places[pair] = len(texts)
-            try:
-                texts.append(encode_choice(encoder, *pair))
-            except DataError as error:
-                raise DataError(f"{question.id}: {error}") from error
+        asked = dict.fromkeys((question.context, choice) for choice in question.choices)
+        new = [pair for pair in asked if pair not in places]
+        try:
+            texts += encode_choices(encoder, question.context, [choice for _, choice in new])
+        except DataError as error:
+            raise DataError(f"{question.id}: {error}") from error
+        places |= {pair: len(places) + k for k, pair in enumerate(new)}
+    if not texts:
+        return []
     found = loglikelihoods(
         engine,
         texts,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ResourceError, is_out_of_space
+from ..errors import ResourceError, RunError, is_out_of_space
 
 _NAMES = ("state-0.safetensors", "state-1.safetensors")
 
@@ -51,9 +51,12 @@ def load_state(folder: Path, job: str) -> tuple[int, dict[str, np.ndarray], list
 
     Returns:
         Steps done (0 for none), the arrays, and a line about every file that was damaged.
+
+    Raises:
+        RunError: only states of another job are there.
     """
     best: tuple[int, dict[str, np.ndarray]] = (0, {})
-    notes = []
+    notes, others = [], False
     for name in _NAMES:
         path = folder / name
         if not path.exists():
@@ -62,6 +65,7 @@ def load_state(folder: Path, job: str) -> tuple[int, dict[str, np.ndarray], list
             about, arrays = _read(path)
             step = int(about["step"])
             if about["job"] != job:
+                others = True
                 continue
             if about["digest"] != _digest(job, step, arrays):
                 raise ValueError("its content does not match its digest")
@@ -71,6 +75,11 @@ def load_state(folder: Path, job: str) -> tuple[int, dict[str, np.ndarray], list
             continue
         if step > best[0]:
             best = (step, arrays)
+    if others and not best[0]:
+        raise RunError(
+            f"what stands in {folder} was begun with other options, another model or other data; "
+            "go on with the same ones, or begin anew with --overwrite"
+        )
     return best[0], best[1], notes
 
 

@@ -27,7 +27,6 @@ from glulens.probes.likelihood import loglikelihoods
 from glulens.probes.tokens import Encoded, Encoder
 from glulens.prune.selection import NeuronSet
 
-
 # There LL does not depend on how large an MLP's activations are together.
 FOLLOWED_BY_A_NORM = ("gemma2", "gemma3_text", "olmo2", "glm4")
 

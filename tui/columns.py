@@ -11,7 +11,10 @@ from ..errors import RunError
 
 TOP = 500
 """Rows that the table shows."""
-FUNCTIONAL = ("attr_", "dz_", "diff_", "rms_", "mean_", "positive_", "min_", "max_")
+FUNCTIONAL = (
+    "attr_", "dz_", "diff_", "t_", "auroc_", "rms_", "mean_", "sd_", "abs_", "median_",
+    "positive_", "min_", "max_", "tokens_",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,408 @@
+"""Recording what every neuron of a model does on probe sets, as a run directory.
+
+    neurons.parquet         weight scores, statistics of every condition, paired ones of contrasts
+    examples/SIDE.npy       the strongest tokens of every neuron, mapped by its row in the table
+    texts.parquet           the texts those tokens stand in
+    histograms/NAME.npy     activations by bin, uint32 [neurons, 64]
+    samples.npy             activations of random tokens, float32 [tokens, neurons]: a reference
+                            for mean and resample ablation
+    decoding.csv            linear probes, where asked for
+
+While it is made, what is needed to go on after a kill stands in RUN.unfinished.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..datasets.probe_sets import ProbeSet, load_probe_sets
+from ..datasets.sources import BUILTIN
+from ..errors import DataError, RunError, UsageError
+from ..progress import Progress, silent
+from ..prune.expressions import parse_criterion
+from ..rundir import ROOM, RunDirectory, check_free, open_run
+
+if TYPE_CHECKING:
+    from ..probes.engine import Engine
+    from ..probes.jobs import Job, Selection
+    from ..probes.recorder import Recorded
+    from ..probes.tokens import Encoder
+    from ..prune.models import OpenedModel
+
+UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What a probe run does; every field is an option of `glulens probe`.
+
+    Attributes:
+        on: probe sets, by commas: `truthfulqa`, `mmlu`, `ifeval`, or CSV files.
+        data: where the named sets come from: `builtin`, `hub` or a folder.
+        limit: items of each set, drawn at random; None for all.
+        seed: of every draw.
+        tokens: which tokens of a text enter.
+        engine: `hooks`, `lens` or `nnsight`.
+        remote: through NDIF, with nnsight.
+        chat: put prompts through the model's chat template.
+        criteria: weight scores to stand beside what neurons do; the first ranks for `decode`.
+        examples: how many at either end and across the range of every neuron.
+        max_tokens: padded tokens in a batch.
+        mask: a set of neurons (JSON) that is silenced meanwhile.
+        decode: also fit linear probes to every set of two conditions.
+        decode_layers: to these layers only.
+        random_model: give linear probes a randomly initialised model beside this one.
+    """
+
+    on: str = "truthfulqa"
+    data: str = BUILTIN
+    limit: int | None = None
+    seed: int = 0
+    tokens: Selection = "answer"
+    engine: str = "hooks"
+    remote: bool = False
+    chat: bool = False
+    criteria: tuple[str, ...] = ("ppm", "maw", "vow", "pon", "l2")
+    examples: int = 10
+    max_tokens: int = 1024
+    mask: str | None = None
+    decode: bool = False
+    decode_layers: tuple[int, ...] | None = None
+    random_model: bool = True
+
+    def __post_init__(self) -> None:
+        from ..probes.engine import ENGINES
+        from ..probes.jobs import SELECTIONS
+
+        for value, allowed, what in (
+            (self.engine, ENGINES, "engine"),
+            (self.tokens, SELECTIONS, "tokens"),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{what} {value!r}; allowed are {', '.join(allowed)}")
+        for what, least, value in (
+            ("max_tokens", 1, self.max_tokens),
+            ("examples", 1, self.examples),
+            ("limit", 1, self.limit),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{what} {value}: at least {least}")
+        for name in self.criteria:
+            parse_criterion(name)
+        if self.mask and self.engine != "hooks":
+            raise UsageError("a mask needs --engine hooks")
+        if self.remote and self.engine != "nnsight":
+            raise UsageError(f"engine {self.engine!r} runs here only; --remote needs nnsight")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Probe sets as token ids, with what was refused.
+
+    Attributes:
+        sets: the probe sets.
+        job: what is recorded. A condition is called SET_CONDITION, a contrast as its set.
+        rows: of each text of the job its set and its place there.
+        refused: a line about every text that cannot be encoded.
+    """
+
+    sets: tuple[ProbeSet, ...]
+    job: Job
+    rows: tuple[tuple[int, int], ...]
+    refused: tuple[str, ...]
+
+
+def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -> Prepared:
+    """Encode the texts of probe sets and lay out what is to be recorded.
+
+    Raises:
+        DataError: no text of a set can be encoded.
+    """
+    from ..probes.jobs import Job
+
+    texts, rows, refused = [], [], []
+    conditions: dict[str, list[int]] = {}
+    contrasts: dict[str, list[tuple[int, int]]] = {}
+    for number, found in enumerate(sets):
+        encoded, why = encoder.many([text.text for text in found.texts])
+        refused += [
+            f"{found.name} {found.texts[k].item} ({found.texts[k].condition}): {line}"
+            for k, line in why.items()
+        ]
+        if len(why) == len(found.texts):
+            raise DataError(
+                f"{found.name}: none of its {len(why)} texts can be encoded; the first: {why[0]}"
+            )
+        at: dict[int, int] = {}
+        for place, (text, ids) in enumerate(zip(found.texts, encoded, strict=True)):
+            if ids is None:
+                continue
+            at[place] = len(texts)
+            conditions.setdefault(f"{found.name}_{text.condition}", []).append(len(texts))
+            texts.append(ids)
+            rows.append((number, place))
+        pairs = [(at[a], at[b]) for a, b in found.pairs if a in at and b in at]
+        if pairs:
+            contrasts[found.name] = pairs
+    job = Job(
+        tuple(texts),
+        {name: tuple(of) for name, of in conditions.items()},
+        {name: tuple(of) for name, of in contrasts.items()},
+        tokens=options.tokens,
+        examples=options.examples,
+        samples=max(256, options.examples),
+        all_means=options.decode,
+        seed=options.seed,
+    )
+    return Prepared(tuple(sets), job, tuple(rows), tuple(refused))
+
+
+def probe(
+    model: OpenedModel | str | Path,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    argv: Sequence[str] | None = None,
+    dtype: Any = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    every: float = 60.0,
+    **options: Any,
+) -> RunDirectory:
+    """Record a model on probe sets and write a run directory.
+
+    Args:
+        model: an opened model, or a name for `open_model`.
+        output: the run directory.
+        resume: go on with the run that was begun there.
+        overwrite: replace what stands there, finished or not.
+        progress: told how far it is.
+        argv: the command to name in the manifest.
+        dtype, device, device_map: see `open_model`.
+        every: seconds between two states that a resumed run can go on from.
+        options: see `ProbeOptions`.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError, ResourceError: see `open_model`, `record_job`.
+    """
+    from ..probes.engine import make_engine
+    from ..probes.tokens import Encoder
+    from ..prune.mlps import find_mlps
+    from ..prune.models import OpenedModel, open_model
+    from ..prune.scoring import score_mlps
+    from .neurons import score_table
+    from .probe_files import write_run
+
+    settings = ProbeOptions(**options)
+    path = Path(output).expanduser()
+    check_free(path, overwrite=overwrite)
+    folder = path.with_name(path.name + UNFINISHED)
+    if folder.exists() and not resume and not overwrite:
+        raise RunError(
+            f"{folder} holds an unfinished run; go on with --resume, or begin anew with --overwrite"
+        )
+    if resume and not folder.is_dir():
+        raise RunError(f"there is nothing to go on with at {folder}; leave --resume out")
+    started = time.time()
+    sets = load_probe_sets(settings.on, settings.data, limit=settings.limit, seed=settings.seed)
+    opened = (
+        model
+        if isinstance(model, OpenedModel)
+        else open_model(model, dtype=dtype, device=device, device_map=device_map, progress=progress)
+    )
+    config = opened.model.config.get_text_config()
+    encoder = Encoder(
+        opened.tokenizer,
+        chat=settings.chat,
+        max_length=getattr(config, "max_position_embeddings", None),
+    )
+    prepared = prepare(sets, encoder, settings)
+    mlps = find_mlps(opened.model)
+    layouts = [mlp.layout for mlp in mlps]
+    check_free(path, overwrite=overwrite, room=_room(prepared.job, sum(m.width for m in mlps)))
+    scores = score_mlps(mlps, settings.criteria, progress=progress)
+    # Wrapping for TransformerLens replaces modules, so weights are read before.
+    engine = make_engine(opened, settings.engine, remote=settings.remote)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        recorded = _record(
+            opened, engine, prepared, settings, folder, resume=resume, every=every,
+            progress=progress,
+        )  # fmt: skip
+        decoded = None
+        if settings.decode:
+            from .decode import decode_sets
+
+            decoded = decode_sets(opened, prepared, recorded, scores, settings, folder, progress)
+        table = score_table([layout.width for layout in layouts], scores, layouts)
+        manifest = _manifest(opened, prepared, settings, recorded, started, argv)
+        write_run(
+            path, prepared, recorded, table, manifest, opened.tokenizer, decoded, settings.criteria,
+            overwrite=overwrite,
+        )  # fmt: skip
+        if recorded.means is not None:
+            recorded.means[0].close()
+    shutil.rmtree(folder, ignore_errors=True)
+    return open_run(path)
+
+
+def _record(
+    opened: OpenedModel,
+    engine: Engine,
+    prepared: Prepared,
+    settings: ProbeOptions,
+    folder: Path,
+    *,
+    resume: bool,
+    every: float,
+    progress: Progress,
+) -> Recorded:
+    from ..probes.recorder import record_job
+    from ..prune.masks import masked
+    from ..prune.selection import NeuronSet
+
+    cut = NeuronSet.load(settings.mask) if settings.mask else None
+    about = [opened.source.sha256, str(opened.model.dtype), cut and cut.to_json()]
+    with masked(opened.model, cut) if cut else nullcontext():
+        return record_job(
+            engine,
+            prepared.job,
+            folder=folder,
+            resume=resume,
+            about=about,
+            max_tokens=settings.max_tokens,
+            every=every,
+            progress=progress,
+        )
+
+
+def _room(job: Job, neurons: int) -> int:
+    """Bytes on disk while a run is made: its files, two states of like size, and the means."""
+    from ..probes.moments import BINS
+
+    tables = neurons * (len(job.conditions) * (4 * BINS + 64) + 36 * job.examples)
+    means = len(job.texts) if job.all_means else sum(2 * len(p) for p in job.contrasts.values())
+    return ROOM + 3 * (tables + 4 * neurons * job.samples) + 4 * neurons * means
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps two processes from working on one unfinished run."""
+    import fcntl
+
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RunError(f"another process is at work on {folder}; wait for it or stop it") from error
+    finally:
+        os.close(file)
+
+
+def _manifest(
+    opened: OpenedModel,
+    prepared: Prepared,
+    settings: ProbeOptions,
+    recorded: Recorded,
+    started: float,
+    argv: Sequence[str] | None,
+) -> dict[str, Any]:
+    from .versions import versions
+
+    config = opened.model.config.get_text_config()
+    given, run, chosen = recorded.tokens
+    libraries = ["torch", "transformers", "numpy", "polars", "numba"]
+    libraries += {"lens": ["transformer-lens"], "nnsight": ["nnsight"]}.get(settings.engine, [])
+    libraries += ["scikit-learn"] if settings.decode else []
+    return {
+        "command": "probe",
+        "status": "complete",
+        "argv": list(sys.argv if argv is None else argv),
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
+            timespec="seconds"
+        ),
+        "seconds": round(time.time() - started, 1),
+        "options": asdict(settings),
+        "model": {
+            "name": opened.source.name,
+            "kind": opened.source.kind,
+            "revision": opened.source.revision,
+            "sha256": opened.source.sha256,
+            "family": config.model_type,
+            "dtype": str(opened.model.dtype).removeprefix("torch."),
+            "device": str(opened.device),
+            "mlps": len(recorded.widths),
+            "neurons": sum(recorded.widths),
+            "hidden": config.hidden_size,
+        },
+        "data": [dict(found.provenance) for found in prepared.sets],
+        "tokens": {"texts": given, "computed": run, "selected": chosen},
+        "conditions": {
+            name: {"texts": len(texts), "tokens": recorded.conditions[name].n_tokens}
+            for name, texts in prepared.job.conditions.items()
+        },
+        "contrasts": {
+            name: {
+                "pairs": len(pairs),
+                "conditions": list(_contrast(prepared.sets, name)),
+                "auroc": "exact" if recorded.contrasts[name].exact else "histogram",
+            }
+            for name, pairs in prepared.job.contrasts.items()
+        },
+        "refused": list(prepared.refused),
+        "warnings": [
+            *(f"{found.name}: {note}" for found in prepared.sets for note in found.notes),
+            *recorded.notes,
+        ],
+        "versions": versions(*libraries),
+    }
+
+
+def _contrast(sets: Sequence[ProbeSet], name: str) -> tuple[str, str]:
+    return next(found.contrast for found in sets if found.name == name) or ("", "")
+
+
+def find_unfinished(folder: Path, stem: str) -> Path:
+    """The run that was begun last under a folder and not finished.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = sorted(folder.glob(f"{stem}-*{UNFINISHED}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise RunError(f"no unfinished {stem} run in {folder}; name it with -o, or begin one")
+    return found[-1].with_name(found[-1].name.removesuffix(UNFINISHED))
+
+
+def text_rows(prepared: Prepared, tokenizer: Any) -> list[dict[str, Any]]:
+    """One row a text of the job, for `texts.parquet`."""
+    rows = []
+    known: dict[int, str] = {}
+    for (number, place), ids in zip(prepared.rows, prepared.job.texts, strict=True):
+        text = prepared.sets[number].texts[place]
+        for k in ids.ids:
+            if k not in known:
+                known[k] = tokenizer.decode([k])
+        rows.append(
+            {
+                "set": prepared.sets[number].name,
+                "item": text.item,
+                "condition": text.condition,
+                "answer_from": ids.start,
+                "tokens": json.dumps([known[k] for k in ids.ids]),
+            }
+        )
+    return rows
