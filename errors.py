@@ -42,6 +42,12 @@ class RunError(GlulensError):
     exit_code = 3
 
 
+class UnfinishedError(RunError):
+    """A run was begun and can be gone on with."""
+
+    exit_code = 5
+
+
 class ResourceError(GlulensError):
     """Memory or disk ran out; the message names the option to lower."""
 

@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_engine.py [FOLDER] [--items N] [--naive-sets N] [--markdown FILE]
 
-SmolLM2-135M-Instruct, 30 layers x 10 tenths of `ppm`: every set is one tenth of one layer's neurons.
+SmolLM2-135M-Instruct, 30 layers x 10 tenths of `ppm`: every set is a tenth of one layer's neurons.
 Items are TruthfulQA questions of FOLDER (`../shared/data` beside the checkout, or
 GLULENS_TEST_DATA), each with its best true answer and the false one nearest in length: two texts.
 

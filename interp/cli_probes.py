@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import GlulensError, UnfinishedError, UsageError
 from .cli_weights import _finite, _print_table, _stem
 
 _PATH = click.Path(path_type=Path)
@@ -68,7 +68,7 @@ def probe(
     from ..progress import on_stderr
     from ..prune.expressions import parse_criteria
     from ..rundir import unused
-    from .probe import find_unfinished
+    from .probe import find_unfinished, resumable
     from .probe import probe as run
     from .probe_files import contrast_rows
 
@@ -80,15 +80,27 @@ def probe(
     if output is None:
         output = find_unfinished(RUNS, stem) if resume else unused(RUNS / stem)
     click.echo(f"run directory: {output}", err=True)
-    with on_stderr() as progress:
-        found = run(
-            model,
-            output,
-            resume=resume,
-            progress=progress,
-            argv=["glulens", *sys.argv[1:]],
-            **options,
+    try:
+        with on_stderr() as progress:
+            found = run(
+                model,
+                output,
+                resume=resume,
+                progress=progress,
+                argv=["glulens", *sys.argv[1:]],
+                **options,
+            )
+    except KeyboardInterrupt:
+        if not resumable(output):
+            raise
+        click.echo(
+            f"glulens: interrupted; the same command with -o {output} --resume goes on", err=True
         )
+        sys.exit(130)
+    except GlulensError as error:
+        if resumable(output) and not resume and not isinstance(error, UnfinishedError):
+            click.echo(f"what is done stays: -o {output} --resume goes on", err=True)
+        raise
     for line in found.manifest["refused"]:
         click.echo(f"refused: {line}", err=True)
     for line in found.manifest["warnings"]:

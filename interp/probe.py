@@ -6,6 +6,7 @@
     histograms/NAME.npy     activations by bin, uint32 [neurons, 64]
     samples.npy             activations of random tokens, float32 [tokens, neurons]: a reference
                             for mean and resample ablation
+    recording.safetensors   for criteria that look at activations (`glulens score --recording`)
     decoding.csv            linear probes, where asked for
 
 While it is made, what is needed to go on after a kill stands in RUN.unfinished.
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datasets.probe_sets import ProbeSet, load_probe_sets
 from ..datasets.sources import BUILTIN
-from ..errors import DataError, RunError, UsageError
+from ..errors import DataError, RunError, UnfinishedError, UsageError
 from ..progress import Progress, silent
 from ..prune.expressions import parse_criterion
 from ..rundir import ROOM, RunDirectory, check_free, open_run
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..probes.recorder import Recorded
     from ..probes.tokens import Encoder
     from ..prune.models import OpenedModel
+    from ..prune.selection import NeuronSet
 
 UNFINISHED = ".unfinished"
 
@@ -202,6 +204,7 @@ def probe(
     from ..prune.mlps import find_mlps
     from ..prune.models import OpenedModel, open_model
     from ..prune.scoring import score_mlps
+    from ..prune.selection import NeuronSet
     from .neurons import score_table
     from .probe_files import write_run
 
@@ -210,12 +213,13 @@ def probe(
     check_free(path, overwrite=overwrite)
     folder = path.with_name(path.name + UNFINISHED)
     if folder.exists() and not resume and not overwrite:
-        raise RunError(
+        raise UnfinishedError(
             f"{folder} holds an unfinished run; go on with --resume, or begin anew with --overwrite"
         )
     if resume and not folder.is_dir():
         raise RunError(f"there is nothing to go on with at {folder}; leave --resume out")
     started = time.time()
+    cut = NeuronSet.load(settings.mask) if settings.mask else None
     sets = load_probe_sets(settings.on, settings.data, limit=settings.limit, seed=settings.seed)
     opened = (
         model
@@ -236,9 +240,9 @@ def probe(
     # Wrapping for TransformerLens replaces modules, so weights are read before.
     engine = make_engine(opened, settings.engine, remote=settings.remote)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with _only_one(folder), _kept_if_resumable(folder):
         recorded = _record(
-            opened, engine, prepared, settings, folder, resume=resume, every=every,
+            opened, engine, prepared, settings, cut, folder, resume=resume, every=every,
             progress=progress,
         )  # fmt: skip
         decoded = None
@@ -263,6 +267,7 @@ def _record(
     engine: Engine,
     prepared: Prepared,
     settings: ProbeOptions,
+    cut: NeuronSet | None,
     folder: Path,
     *,
     resume: bool,
@@ -271,9 +276,7 @@ def _record(
 ) -> Recorded:
     from ..probes.recorder import record_job
     from ..prune.masks import masked
-    from ..prune.selection import NeuronSet
 
-    cut = NeuronSet.load(settings.mask) if settings.mask else None
     about = [opened.source.sha256, str(opened.model.dtype), cut and cut.to_json()]
     with masked(opened.model, cut) if cut else nullcontext():
         return record_job(
@@ -310,6 +313,22 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise RunError(f"another process is at work on {folder}; wait for it or stop it") from error
     finally:
         os.close(file)
+
+
+def resumable(output: Path) -> bool:
+    """Whether a run that was begun at `output` can be gone on with."""
+    return any(output.with_name(output.name + UNFINISHED).glob("state-?.safetensors"))
+
+
+@contextmanager
+def _kept_if_resumable(folder: Path) -> Iterator[None]:
+    """Takes an unfinished run away again when the work fails before anything is worth keeping."""
+    try:
+        yield
+    except BaseException:
+        if not any(folder.glob("state-?.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _manifest(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..probes.recorder import Recorded
 
 HISTOGRAMS, SAMPLES, DECODING = "histograms", "samples.npy", "decoding.csv"
+RECORDING = "recording.safetensors"
 COLUMNS = {
     "tokens_C": "tokens of condition C that passed the neuron",
     "mean_C, sd_C, rms_C, abs_C": "activation over these: mean, standard deviation, root of the "
@@ -97,6 +98,7 @@ def write_run(
         (scratch / HISTOGRAMS).mkdir()
         for name, found in recorded.conditions.items():
             np.save(scratch / HISTOGRAMS / f"{name}.npy", found.histogram, allow_pickle=False)
+        recorded.activity.save(scratch / RECORDING)
         np.save(scratch / SAMPLES, recorded.samples, allow_pickle=False)
         if decoded is not None:
             decoded.write_csv(scratch / DECODING)

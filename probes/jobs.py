@@ -1,4 +1,5 @@
-"""What to record: texts, which of their tokens, and how they are pooled and paired."""
+"""What to record (texts, which of their tokens, how they are pooled and paired), and what was
+found."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from ..errors import DataError, UsageError
+from ..prune.recording import Recording
+from .means import MeansFile, Paired
+from .moments import ActivationStatistics
 from .tokens import Encoded
 
 Selection = Literal["answer", "last", "all", "prompt"]
@@ -76,3 +82,34 @@ class Job:
             about,
         ]
         return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a job found; neurons of all MLPs side by side.
+
+    Attributes:
+        widths: neurons, by MLP.
+        conditions: statistics over each condition's tokens.
+        contrasts: paired statistics of each contrast.
+        examples: `high`, `low` and `spread`, each `examples.ENTRY` [neurons, k].
+        samples: activations of random tokens, float32 [tokens, neurons]; NaN where an expert did
+            not see the token. Fit to be the reference of `prune.masks.masked`.
+        activity: what activation-based criteria need, over the tokens of all conditions (a text of
+            two conditions counts twice).
+        means: the file of means and the row of each text in it, or None where it was not kept.
+        tokens: tokens of all texts, those computed, and those selected.
+        seconds: of this call.
+        notes: what a reader should know: resumed, damaged, out of memory.
+    """
+
+    widths: tuple[int, ...]
+    conditions: dict[str, ActivationStatistics]
+    contrasts: dict[str, Paired]
+    examples: dict[str, np.ndarray]
+    samples: np.ndarray
+    activity: Recording
+    means: tuple[MeansFile, dict[int, int]] | None
+    tokens: tuple[int, int, int]
+    seconds: float
+    notes: tuple[str, ...]

@@ -89,8 +89,9 @@ def _absorb(rows, bits, places, weights, before, mean, squares, size, positive, 
 
 
 @numba.njit(**_OPTIONS)
-def _sums(rows, places, starts, out):
-    """Add up the rows of each text: those at places[starts[t]:starts[t + 1]]."""
+def _sums(rows, places, starts, out, sign):
+    """Add up the rows of each text, those at places[starts[t]:starts[t + 1]]; with sign 0 their
+    magnitudes."""
     neurons = rows.shape[1]
     for block in numba.prange((neurons + _BLOCK - 1) // _BLOCK):
         first = block * _BLOCK
@@ -99,8 +100,12 @@ def _sums(rows, places, starts, out):
             total = out[text, first : first + width]
             for k in range(starts[text], starts[text + 1]):
                 row = rows[places[k], first : first + width]
-                for j in range(width):
-                    total[j] += np.float64(row[j])
+                if sign:
+                    for j in range(width):
+                        total[j] += np.float64(row[j])
+                else:
+                    for j in range(width):
+                        total[j] += abs(np.float64(row[j]))
 
 
 def as_rows(rows: Tensor) -> np.ndarray:
@@ -108,12 +113,14 @@ def as_rows(rows: Tensor) -> np.ndarray:
     return rows.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def text_sums(rows: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of the rows of each text, float64 [texts, neurons]."""
+def text_sums(
+    rows: np.ndarray, places: Sequence[np.ndarray], *, magnitude: bool = False
+) -> np.ndarray:
+    """Sum of the rows of each text, or of their magnitudes, float64 [texts, neurons]."""
     starts = np.concatenate([[0], np.cumsum([len(p) for p in places])])
     joined = np.concatenate([*places, np.zeros(0, np.int64)]).astype(np.int64)
     out = np.zeros((len(places), rows.shape[1]))
-    _sums(rows, joined, starts, out)
+    _sums(rows, joined, starts, out, np.int64(not magnitude))
     return out
 
 
@@ -227,6 +234,23 @@ class Moments:
                 maximum=self._sums["high"] * seen,
                 histogram=self._sums["bins"].copy(),
             )
+
+    def merged(self, other: Moments) -> Moments:
+        """The statistics of both together."""
+        found = Moments(self._widths)
+        found._counts = self._counts + other._counts
+        n = [np.repeat(m._counts, self._widths).astype(np.float64) for m in (self, other)]
+        a, b, out = self._sums, other._sums, found._sums
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.nan_to_num(n[1] / (n[0] + n[1]))
+        shift = b["mean"] - a["mean"]
+        out["mean"][:] = a["mean"] + shift * share
+        out["squares"][:] = a["squares"] + b["squares"] + shift**2 * n[0] * share
+        for name in ("size", "positive", "bins"):
+            out[name][:] = a[name] + b[name]
+        out["low"][:] = np.minimum(a["low"], b["low"])
+        out["high"][:] = np.maximum(a["high"], b["high"])
+        return found
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is needed to go on later."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,43 +25,16 @@ from torch import Tensor
 
 from ..errors import DataError, ModelError, ResourceError, is_out_of_memory
 from ..progress import Progress, silent
+from ..prune.recording import Activity, Recording
 from .engine import Engine, run
 from .examples import Examples, spread
-from .jobs import SELECTIONS, Job, selected
+from .jobs import SELECTIONS, Job, Recorded, selected
 from .likelihood import layout
 from .means import MeansFile, Paired, PairStream, paired
 from .moments import ActivationStatistics, Moments, as_rows, text_sums
 from .states import load_state, save_state
 from .tokens import Encoded
 from .trees import Pass
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What a job found; neurons of all MLPs side by side.
-
-    Attributes:
-        widths: neurons, by MLP.
-        conditions: statistics over each condition's tokens.
-        contrasts: paired statistics of each contrast.
-        examples: `high`, `low` and `spread`, each `examples.ENTRY` [neurons, k].
-        samples: activations of random tokens, float32 [tokens, neurons]; NaN where an expert did
-            not see the token. Fit to be the reference of `prune.masks.masked`.
-        means: the file of means and the row of each text in it, or None where it was not kept.
-        tokens: tokens of all texts, those computed, and those selected.
-        seconds: of this call.
-        notes: what a reader should know: resumed, damaged, out of memory.
-    """
-
-    widths: tuple[int, ...]
-    conditions: dict[str, ActivationStatistics]
-    contrasts: dict[str, Paired]
-    examples: dict[str, np.ndarray]
-    samples: np.ndarray
-    means: tuple[MeansFile, dict[int, int]] | None
-    tokens: tuple[int, int, int]
-    seconds: float
-    notes: tuple[str, ...]
 
 
 def record_job(
@@ -143,6 +117,7 @@ def record_job(
         contrasts=contrasts,
         examples=examples,
         samples=recorder.samples,
+        activity=recorder.activity(),
         means=recorder.kept_means(),
         tokens=(whole.tokens_given, whole.tokens_run, recorder.n_selected),
         seconds=time.monotonic() - started,
@@ -226,7 +201,10 @@ class _Recorder:
             self._means = MeansFile(folder / "means.f32", len(self._row), neurons)
         else:
             self._streams = {n: PairStream(widths, pairs) for n, pairs in job.contrasts.items()}
-        self._before: tuple[np.ndarray, np.ndarray] | None = None
+        # Of each text the squared mean magnitude, summed; and the texts that an MLP saw.
+        self._drive = np.zeros(neurons)
+        self._texts = np.zeros(len(self._edges) - 1, np.int64)
+        self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def close(self) -> None:
         """Let the file go."""
@@ -251,7 +229,8 @@ class _Recorder:
         # Texts that begin alike have one sum up to there, since selections differ at answers only.
         first, last = max(spans, key=lambda span: span[1] - span[0])
         neurons = int(self._edges[-1])
-        sums, counts = np.zeros(neurons), np.zeros(len(self._edges) - 1)
+        sums, sizes = np.zeros(neurons), np.zeros(neurons)
+        counts = np.zeros(len(self._edges) - 1)
 
         def visit(mlp: int, rows: Tensor, places: Tensor) -> None:
             values, index = self._values(rows, places, ids.size)
@@ -260,23 +239,28 @@ class _Recorder:
             part = slice(self._edges[mlp], self._edges[mlp + 1])
             (found,) = _present([np.arange(first, last)], index)
             sums[part] = text_sums(values, [found])[0]
+            sizes[part] = text_sums(values, [found], magnitude=True)[0]
             counts[mlp] = len(found)
 
         past = engine.remember(torch.from_numpy(ids).to(engine.device), visit)
-        self._before = sums, counts
+        self._before = sums, sizes, counts
         return past
 
     def absorb(self, engine: Engine, step: Pass, past: Any) -> int:
         """Run a pass and take it in; in halves where memory runs out. Returns the parts."""
-        texts = [t for t in step.texts if t in self._row or self._streams]
-        sums = _TextSums(texts, len(self._edges) - 1, int(self._edges[-1]))
+        texts = [t for t in step.texts if t in self._row]
+        sums = _TextSums(texts, step.texts, len(self._edges) - 1, int(self._edges[-1]))
         parts = self._attempt(engine, step, past, sums, frozenset())
         if self._before is not None and step.prefix:
             sums.total += self._before[0]
-            sums.count += self._before[1]
+            sums.size += self._before[1]
+            sums.count += self._before[2]
+        widths = np.diff(self._edges)
+        count = np.repeat(sums.count, widths, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            widths = np.diff(self._edges)
-            means = (sums.total / np.repeat(sums.count, widths, axis=1)).astype(np.float32)
+            self._drive += (np.nan_to_num(sums.size / count) ** 2).sum(0)
+            means = (sums.total / count[[sums.any[t] for t in texts]]).astype(np.float32)
+        self._texts += (sums.count > 0).sum(0)
         for text, row in sums.row.items():
             if self._means is not None and text in self._row:
                 self._means.put(self._row[text], means[row])
@@ -296,12 +280,13 @@ class _Recorder:
             values, index = self._values(rows, places, step.ids.size)
             self._take(mlp, values, index, feed)
             part = slice(self._edges[mlp], self._edges[mlp + 1])
-            wanted = [(t, at) for t, at in zip(step.texts, feed.spans, strict=True)
-                      if t in sums.row]  # fmt: skip
-            present = _present([at for _, at in wanted], index)
-            to = [sums.row[t] for t, _ in wanted]
-            sums.total[to, part] = text_sums(values, present)
+            present = _present(feed.spans, index)
+            to = [sums.any[t] for t in step.texts]
+            sums.size[to, part] = text_sums(values, present, magnitude=True)
             sums.count[to, mlp] = [len(found) for found in present]
+            kept = [k for k, t in enumerate(step.texts) if t in sums.row]
+            to = [sums.row[step.texts[k]] for k in kept]
+            sums.total[to, part] = text_sums(values, [present[k] for k in kept])
             taken.add(mlp)
 
         try:
@@ -382,7 +367,8 @@ class _Recorder:
 
     def keep(self, folder: Path, name: str, step: int) -> None:
         """Save the state after `step` steps."""
-        state = {"samples": self.samples, **_prefixed("examples", self._examples.state())}
+        state = {"samples": self.samples, "drive": self._drive, "texts": self._texts}
+        state |= _prefixed("examples", self._examples.state())
         for condition, moments in self._moments.items():
             state |= _prefixed(f"condition.{condition}", moments.state())
         for contrast, stream in self._streams.items():
@@ -395,6 +381,7 @@ class _Recorder:
     def restore(self, state: dict[str, np.ndarray]) -> bool:
         """Go on from a state; false where the file of means does not hold what it should."""
         self.samples[:] = state["samples"]
+        self._drive[:], self._texts[:] = state["drive"], state["texts"]
         self._examples.restore(_below("examples", state))
         for condition, moments in self._moments.items():
             moments.restore(_below(f"condition.{condition}", state))
@@ -441,17 +428,32 @@ class _Recorder:
             )
         return conditions, contrasts, examples
 
+    def activity(self) -> Recording:
+        """What activation-based criteria need, of all conditions together."""
+        pooled = reduce(Moments.merged, self._moments.values()).result()
+        drive = np.sqrt(self._drive / np.maximum(np.repeat(self._texts, np.diff(self._edges)), 1))
+        parts = [
+            Activity(*(np.nan_to_num(values[first:last]) for values in (
+                pooled.mean, pooled.mean_abs, pooled.rms, pooled.variance, drive)))
+            for first, last in pairwise(self._edges)
+        ]  # fmt: skip
+        counts = tuple(int(pooled.count[first]) for first in self._edges[:-1])
+        return Recording(tuple(parts), counts, texts=len(self._job.texts))
+
     def kept_means(self) -> tuple[MeansFile, dict[int, int]] | None:
         """The file of means and each text's row in it."""
         return None if self._means is None else (self._means, self._row)
 
 
 class _TextSums:
-    """Sums over the selected tokens of some texts: [texts, neurons], and counts [texts, MLPs]."""
+    """Over the selected tokens of the texts of a pass: counts [texts, MLPs], sums of magnitudes
+    [texts, neurons], and sums of some texts."""
 
-    def __init__(self, texts: Sequence[int], mlps: int, neurons: int) -> None:
-        self.row = {text: row for row, text in enumerate(texts)}
-        self.total = np.zeros((len(texts), neurons))
+    def __init__(self, some: Sequence[int], texts: Sequence[int], mlps: int, neurons: int) -> None:
+        self.row = {text: row for row, text in enumerate(some)}
+        self.any = {text: row for row, text in enumerate(texts)}
+        self.total = np.zeros((len(some), neurons))
+        self.size = np.zeros((len(texts), neurons))
         self.count = np.zeros((len(texts), mlps))
 
 

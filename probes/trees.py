@@ -172,6 +172,8 @@ class _Tree:
 
 def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
     """Cut the trie into subtrees of at most `row` tokens, and say what each one remembers."""
+    if not paths:
+        return []
     order = sorted(range(len(paths)), key=lambda k: paths[k])
     lengths = [len(paths[k]) for k in order]
     common = [0] + [_common(paths[a], paths[b]) for a, b in itertools.pairwise(order)]
@@ -197,12 +199,16 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
         while parent >= 0:
             below[parent] += 1
             parent = nodes[parent][1]
+    # What to remember under each node: its own beginning if that saves enough beyond what is
+    # remembered above it, taking every tree for a row of its own.
+    remembered: list[int] = []
+    for (length, parent), trees in zip(nodes, below, strict=True):
+        above = remembered[parent] if parent >= 0 else 0
+        worth = (length - above) * trees - length >= WORTH_REMEMBERING
+        remembered.append(length if worth else above)
     found = []
     for first, end, node in sorted(leaves):
-        # Fewer rows than trees: small trees share one. Assume that they do.
-        while node >= 0 and nodes[node][0] * (below[node] - 1) < WORTH_REMEMBERING:
-            node = nodes[node][1]
-        prefix = nodes[node][0] if node >= 0 else 0
+        prefix = remembered[node] if node >= 0 else 0
         size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
         found.append(_Tree(prefix, tuple(order[first:end]), size - prefix))
     return found
@@ -211,6 +217,8 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
 def _whole_trees(paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
     """Trees that begin with the texts' first tokens, each with `row` tokens of its own, or as many
     as its texts share where that is more: so a long beginning at most doubles the work."""
+    if not paths:
+        return []
     order = sorted(range(len(paths)), key=lambda k: paths[k])
     found = [_Tree(0, (order[0],), len(paths[order[0]]))]
     for before, k in itertools.pairwise(order):

@@ -84,8 +84,9 @@ def make(family: str, seed: int = 0, **changes: Any) -> Any:
 
 def save_tokenizer(folder: Any) -> None:
     """A stand-in, since opening a folder wants one: words are single letters."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = Tokenizer(models.WordLevel({chr(97 + i): i for i in range(26)}, unk_token="a"))
+    letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(folder)

@@ -120,7 +120,7 @@ def test_the_commands_speak(tmp_path, capsys, monkeypatch):
     ("options", "code", "message"),
     [
         (["--on", "truthfull"], 2, "did you mean 'truthfulqa'"),
-        (["--on", ""], 2, "allowed"),
+        (["--on", ""], 2, "give truthfulqa, mmlu, ifeval or a CSV file"),
         (["--on", "nothing.csv"], 3, "nothing.csv"),
         (["--on", "truthfulqa", "--limit", "0"], 2, "at least 1"),
         (["--on", "truthfulqa", "--max-tokens", "0"], 2, "at least 1"),
