@@ -47,6 +47,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -65,6 +66,10 @@ MODEL = "smollm2-135m-instruct"
 MAX_TOKENS, SEED, ALL = 1024, 0, 817
 MET = {True: "met", False: "missed"}
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numba")
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+now: Callable[[], float] = time.perf_counter
 
 
 @dataclass
@@ -293,9 +298,9 @@ def compete(
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             given = part if "by prompt" in name else whole
-            begun = time.perf_counter()
+            begun = now()
             result = contestants[name](given)
-            seconds = time.perf_counter() - begun
+            seconds = now() - begun
             taken[name].seconds.append(seconds)
             taken[name].texts.append(given.texts)
             taken[name].tokens.append(given.tokens)
@@ -368,9 +373,9 @@ def part_b(
         ending = {"as documented": "batches", "head spared": "head spared"}
         tail = ending.get(what.rpartition(", ")[2], "by prompt")
         goal(what, min(found[n]["ratio"] for n in names if n.endswith(tail)), least)
-    begun = time.perf_counter()
+    begun = now()
     result = bench.ours(whole)
-    seconds = time.perf_counter() - begun
+    seconds = now() - begun
     print(
         f"  glulens alone, all {len(whole.job.contrasts['misconception'])} questions: "
         f"{whole.texts} answers, {result.tokens[0]:,} tokens ({result.tokens[1]:,} run) in "
@@ -395,11 +400,11 @@ def agree(found: dict[str, Any]) -> None:
     print(f"  means and RMS of conditions differ by at most {worst:.1e} of the RMS".ljust(78))
 
 
-def memory(sizes: Sequence[int]) -> dict[str, Any]:
+def memory(sizes: Sequence[int], threads: int) -> dict[str, Any]:
     print("\n(memory) peak beyond the loaded model, in fresh processes")
     found = {}
     for size in sizes:
-        command = [sys.executable, __file__, "--child", str(size)]
+        command = [sys.executable, __file__, "--child", str(size), "--threads", str(threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         one = json.loads(done.stdout.splitlines()[-1])
         found[size] = one
@@ -443,17 +448,23 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=int, default=80, help="questions a round (80)")
     parser.add_argument("--single", type=int, default=10, help="prompt by prompt (10)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    global now
+    now = CLOCKS[given.clock]
+    torch.set_num_threads(given.threads)
+    numba.set_num_threads(min(given.threads, numba.get_num_threads()))
     if given.child:
         child(given.child)
         return
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(
-        f"{MODEL}, float32, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
-        f"batches of {MAX_TOKENS} tokens; {given.rounds} rounds of "
+        f"{MODEL}, float32, {given.threads} threads, {given.clock} time, batches of {MAX_TOKENS} "
+        f"tokens; load {os.getloadavg()[0]:.1f}\n{given.rounds} rounds of "
         f"{min(given.peer_limit, given.limit)} questions, seed {SEED}"
     )
     told: dict[str, Any] = {"versions": versions, "options": vars(given) | {"json": None}}
@@ -475,7 +486,8 @@ def main() -> None:
         if given.part != "a":
             told["b"] = part_b(bench, draws, bench.make(order))
     if given.part in ("memory", "all"):
-        told["memory"] = memory([max(1, given.limit // 4), given.limit])
+        sizes = [max(1, given.limit // 4), given.limit]
+        told["memory"] = memory(sizes, given.threads)
     told["load"] = os.getloadavg()
     if given.json:
         given.json.write_text(json.dumps(told, indent=1))

@@ -129,11 +129,13 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
 
     Raises:
         DataError: no text of a set can be encoded.
+        UsageError: two sets have conditions of one name.
     """
     from ..probes.jobs import Job
 
     texts, rows, refused = [], [], []
     conditions: dict[str, list[int]] = {}
+    known: dict[str, str] = {}
     contrasts: dict[str, list[tuple[int, int]]] = {}
     for number, found in enumerate(sets):
         encoded, why = encoder.many([text.text for text in found.texts])
@@ -145,6 +147,13 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
             raise DataError(
                 f"{found.name}: none of its {len(why)} texts can be encoded; the first: {why[0]}"
             )
+        for condition in found.conditions:
+            name = f"{found.name}_{condition}"
+            if known.setdefault(name, found.name) != found.name:
+                raise UsageError(
+                    f"{known[name]} and {found.name} both have a condition called {name}; rename "
+                    "a file or a label"
+                )
         at: dict[int, int] = {}
         for place, (text, ids) in enumerate(zip(found.texts, encoded, strict=True)):
             if ids is None:

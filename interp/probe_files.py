@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 HISTOGRAMS, SAMPLES, DECODING = "histograms", "samples.npy", "decoding.csv"
 RECORDING = "recording.safetensors"
+_SAFE = re.compile(r"[^A-Za-z0-9_.-]")
+"""What file names are not made of; conditions are called as the data say."""
 COLUMNS = {
     "tokens_C": "tokens of condition C that passed the neuron",
     "mean_C, sd_C, rms_C, abs_C": "activation over these: mean, standard deviation, root of the "
@@ -96,8 +99,11 @@ def write_run(
         save_tables(scratch, recorded.examples)
         polars.DataFrame(text_rows(prepared, tokenizer)).write_parquet(scratch / TEXTS)
         (scratch / HISTOGRAMS).mkdir()
+        histograms: dict[str, str] = manifest.setdefault("histograms", {})
         for name, found in recorded.conditions.items():
-            np.save(scratch / HISTOGRAMS / f"{name}.npy", found.histogram, allow_pickle=False)
+            file = f"{len(histograms)}-{_SAFE.sub('_', name)[:60]}.npy"
+            np.save(scratch / HISTOGRAMS / file, found.histogram, allow_pickle=False)
+            histograms[name] = f"{HISTOGRAMS}/{file}"
         recorded.activity.save(scratch / RECORDING)
         np.save(scratch / SAMPLES, recorded.samples, allow_pickle=False)
         if decoded is not None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +132,11 @@ _Step = Pass | tuple[tuple[int, ...], tuple[int, ...]]
 def _steps(passes: Sequence[Pass]) -> list[_Step]:
     """Passes, each group of one prefix after that prefix itself."""
     found: list[_Step] = []
-    known: tuple[int, ...] = ()
-    for step in passes:
-        if step.prefix and step.prefix != known:
-            members = sorted({t for other in passes if other.prefix == step.prefix
-                              for t in other.texts})  # fmt: skip
-            found.append((step.prefix, tuple(members)))
-            known = step.prefix
-        found.append(step)
+    for prefix, group in groupby(passes, key=lambda step: step.prefix):
+        steps = list(group)
+        if prefix:
+            found.append((prefix, tuple(sorted({t for step in steps for t in step.texts}))))
+        found += steps
     return found
 
 

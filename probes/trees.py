@@ -11,6 +11,7 @@ What a token's neurons do depends on what stands before it alone, so nothing cha
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -237,19 +238,21 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def _rows(trees: Sequence[_Tree], row: int) -> list[list[_Tree]]:
-    """Trees side by side in rows of about equal width (first fit, the largest first)."""
+    """Trees side by side in rows of about equal width: the largest first, each where it fits
+    best."""
     ordered = sorted(trees, key=lambda tree: (-tree.size, tree.members))
     width = max(row, ordered[0].size) if row else 0
     rows: list[list[_Tree]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []  # what is left in a row, and its number; sorted
     for tree in ordered:
-        place = next((k for k, left in enumerate(room) if left >= tree.size), None)
-        if place is None:
+        place = bisect_left(room, (tree.size, 0))
+        if place == len(room):
             rows.append([tree])
-            room.append(width - tree.size)
+            insort(room, (width - tree.size, len(rows) - 1))
         else:
-            rows[place].append(tree)
-            room[place] -= tree.size
+            left, number = room.pop(place)
+            rows[number].append(tree)
+            insort(room, (left - tree.size, number))
     return sorted(rows, key=lambda trees: -sum(tree.size for tree in trees))
 
 

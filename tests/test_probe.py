@@ -65,7 +65,8 @@ def test_a_run_holds_what_the_neurons_did(stories, tmp_path):
     assert values == sorted(values, reverse=True)
     ends = neurons.select(polars.max_horizontal(polars.col("^max_.*$")))["max_truthfulqa_false"]
     assert values[0] == pytest.approx(ends[3], rel=1e-6)
-    histogram = np.load(run.path / "histograms" / "animals_true.npy", mmap_mode="r")
+    file = run.path / run.manifest["histograms"]["animals_true"]
+    histogram = np.load(file, mmap_mode="r")
     assert (histogram.sum(1) == neurons["tokens_animals_true"].to_numpy()).all()
     assert not list(tmp_path.glob(f"*{UNFINISHED}"))
 
@@ -84,7 +85,9 @@ def test_a_mask_silences_the_neurons_it_names(stories, tmp_path):
     widths = (172,) * 5
     cut = NeuronSet(widths, tuple(np.arange(3) if k == 2 else np.arange(0) for k in range(5)))
     cut.save(tmp_path / "cut.json")
-    run = probe(stories, tmp_path / "run", on="truthfulqa", limit=4, mask=str(tmp_path / "cut.json"))
+    run = probe(
+        stories, tmp_path / "run", on="truthfulqa", limit=4, mask=str(tmp_path / "cut.json")
+    )
     neurons = run.neurons()
     silent = neurons.filter((polars.col("layer") == 2) & (polars.col("neuron") < 3))
     assert silent["rms_truthfulqa_true"].max() == 0
@@ -194,6 +197,17 @@ def test_examples_of_another_run_or_damaged_ones_are_an_error(stories, tmp_path)
         read_examples(tmp_path / "other", 0)
 
 
+def test_labels_do_not_name_files_and_names_do_not_collide(stories, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nA red fox.,../../x\nA dog.,b_c\n")
+    run = probe(stories, tmp_path / "run", on=str(tmp_path / "a.csv"))
+    assert "a_../../x" in run.manifest["conditions"]
+    files = sorted(path.name for path in (run.path / "histograms").iterdir())
+    assert files == ["0-a_.._.._x.npy", "1-a_b_c.npy"]
+    (tmp_path / "a_b.csv").write_text("text,label\nA cat.,c\n")
+    with pytest.raises(UsageError, match="both have a condition called a_b_c"):
+        probe(stories, tmp_path / "r", on=f"{tmp_path / 'a.csv'},{tmp_path / 'a_b.csv'}")
+
+
 def test_a_set_of_which_nothing_can_be_encoded_is_refused(stories, tmp_path):
     (tmp_path / "empty.csv").write_text("text,label\n,1\n,0\n")
     with pytest.raises(DataError, match="none of its 2 texts can be encoded"):
@@ -252,7 +266,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(stories, official, tmp_
     assert not (tmp_path / "killed").exists()
     assert child("killed", True).wait() == 0
     for name in ("neurons.parquet", "texts.parquet", "samples.npy", "examples/high.npy",
-                 "examples/low.npy", "histograms/truthfulqa_true.npy"):  # fmt: skip
+                 "examples/low.npy", "histograms/1-truthfulqa_true.npy"):  # fmt: skip
         ours, theirs = (tmp_path / run / name for run in ("whole", "killed"))
         assert ours.read_bytes() == theirs.read_bytes(), name
     notes = json.loads((tmp_path / "killed" / "manifest.json").read_text())["warnings"]
