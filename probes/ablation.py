@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..progress import Progress, silent
-from ..prune.masks import REPLACEMENTS, Replacement
-from ..prune.masks import _values as replacements
+from ..prune.masks import REPLACEMENTS, Replacement, replacements
 from ..prune.models import OpenedModel
 from ..prune.selection import NeuronSet
 from .engine import Engine, Visit, make_engine

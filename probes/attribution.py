@@ -1,25 +1,21 @@
 """First-order effects of every neuron, and what they are worth.
 
 With LL(s) the summed log-probability (nats) of a text's answer and a_tn the activation of neuron n
-at position t:
+at position t, estimated is what LL loses when the neuron is silenced at t >= 1:
 
 ====================== ============================================================= ==============
 gradient x activation  sum over t >= 1 of a_tn dLL/da_tn                             one backward
 integrated gradients   the same with the gradient's mean along a path: all neurons   `steps` a layer
                        of the layer scaled from 0 to 1 together, later layers
                        recomputed
-attribution patching   sum over the answer of (b - a_tn) dLL(a)/da_tn, where b is    one backward
-                       what the neuron does in the pair's other member
 ====================== ============================================================= ==============
 
-The first two estimate what LL loses when the neuron is silenced at t >= 1, the third what LL(a)
-gains when the neuron does there what it does in b. `check` and `patch_each` say what really
-happens.
+`check` holds an estimate against what happens. What one text's activations do in another is
+estimated in `patching`.
 
 Integrated gradients: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365); layer by layer, as in
 Marks et al. 2024 (arXiv 2403.19647), so that no path leads through a model whose layers are all
-scaled at once. Attribution patching: Nanda 2023 (neelnanda.io/attribution-patching); Syed, Rager
-and Conmy 2023 (arXiv 2310.10348).
+scaled at once.
 
 Position 0 holds activations that belong to no text; it and padding enter nothing and are never
 scaled. All of this is of dense MLPs. Neurons of all MLPs stand side by side, in order.
@@ -27,7 +23,7 @@ scaled. All of this is of dense MLPs. Neurons of all MLPs stand side by side, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +36,11 @@ from ..errors import ModelError, UsageError
 from ..progress import Progress, silent
 from ..prune.selection import NeuronSet
 from .ablation import ablate, ablate_each
-from .contrasts import _read as read
-from .engine import Engine, Visit
+from .contrasts import read
+from .engine import Engine
 from .likelihood import answer_loglikelihood
-from .suffix import Change, evaluate, layers_of
+from .suffix import layers_of
 from .tokens import Batch, Encoded, batches
-from .trees import Pass
 
 
 def gradient_x_activation(
@@ -60,14 +55,14 @@ def gradient_x_activation(
     Raises:
         ModelError: a mixture of experts, or gradients that are not finite.
     """
-    _refuse_experts(engine)
+    refuse_experts(engine)
     found = np.zeros((len(texts), sum(engine.widths)), np.float32)
     done = 0
     for batch in batches(texts, max_tokens, engine.device):
         found[list(batch.rows)] = read(engine, batch)[2]
         done += len(batch.rows)
         progress("gradient x activation (texts)", done, len(texts))
-    return _finite(found)
+    return finite(found)
 
 
 def integrated_gradients(
@@ -97,7 +92,7 @@ def integrated_gradients(
     """
     if steps < 1:
         raise UsageError(f"steps {steps}: at least 1 is needed, 8 do for most")
-    _refuse_experts(engine)
+    refuse_experts(engine)
     layers = layers_of(engine)
     ends = np.cumsum(engine.widths)
     found = np.zeros((len(texts), int(ends[-1])), np.float32)
@@ -119,7 +114,7 @@ def integrated_gradients(
             found[list(batch.rows), end - width : end] = (total / steps).cpu().numpy()
             done = number * len(ends) + mlp + 1
             progress("integrated gradients (layers)", done, len(made) * len(ends))
-    return _finite(found)
+    return finite(found)
 
 
 def incompleteness(
@@ -152,98 +147,6 @@ def incompleteness(
     ends = np.cumsum(engine.widths)[:-1]
     sums = [part.sum(1, dtype=np.float64) for part in np.split(attribution, ends, axis=1)]
     return np.stack(sums, 1) - found.T
-
-
-def attribution_patching(
-    engine: Engine,
-    pairs: Sequence[tuple[Encoded, Encoded]],
-    *,
-    max_tokens: int = 1024,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """First-order gain of LL(a) when a neuron does on a's answer what it does on b's.
-
-    For a pair (a, b) and a neuron n: the sum over the answer's positions t in a of
-    (b_tn - a_tn) dLL(a)/da_tn. With as many answer tokens in b as in a, b_tn is what the neuron
-    does on b's token of the same place in the answer; otherwise it is its mean over b's answer.
-    What stands before the answer is left as it is. (A text's last token cannot change its LL.)
-
-    Returns:
-        Estimates of LL(a patched) - LL(a) in nats, float32 [pairs, neurons]; positive where b's
-        value makes a's answer likelier. `patch_each` gives the exact value.
-
-    Raises:
-        ModelError: a mixture of experts, or gradients that are not finite.
-    """
-    _refuse_experts(engine)
-    found = np.zeros((len(pairs), sum(engine.widths)), np.float32)
-    done = 0
-    for batch in batches([a for a, _ in pairs], max_tokens, engine.device):
-        others = [pairs[row][1] for row in batch.rows]
-        donors = dict(_on_answers(engine, others, max_tokens))
-        activations, gradients = _gradients(engine, batch)
-        for place, row in enumerate(batch.rows):
-            answer = batch.answer[place].cpu()
-            mine, slope = activations[place][answer], gradients[place][answer]
-            there = _fitted(donors[place], len(mine))
-            found[row] = ((there - mine) * slope).sum(0).numpy()
-        done += len(batch.rows)
-        progress("attribution patching (pairs)", done, len(pairs))
-    return _finite(found)
-
-
-def patch_each(
-    engine: Engine,
-    pairs: Sequence[tuple[Encoded, Encoded]],
-    neurons: Sequence[int],
-    *,
-    max_tokens: int = 1024,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """What `attribution_patching` estimates, by doing it, one neuron at a time.
-
-    Args:
-        neurons: their columns among all neurons.
-
-    Returns:
-        LL(a patched) - LL(a) in nats, float64 [pairs, neurons].
-    """
-    places = _places(engine.widths, neurons)
-    donors: list[Tensor] = [torch.empty(0)] * len(pairs)
-    columns = torch.tensor(list(neurons), dtype=torch.long)
-    for row, values in _on_answers(engine, [b for _, b in pairs], max_tokens):
-        donors[row] = _fitted(values[:, columns], pairs[row][0].n_answer)
-
-    def change(number: int) -> Change:
-        mlp, index = places[number]
-
-        def make(step: Pass) -> Visit:
-            where, new = [], []
-            for text, mine in zip(step.texts, step.places, strict=True):
-                answer = mine[pairs[text][0].start :]
-                where.append(torch.from_numpy(answer))
-                new.append(donors[text][: len(answer), number])
-            at, values = torch.cat(where), torch.cat(new)
-
-            def visit(mlp: int, rows: Tensor, places: Tensor) -> Tensor:
-                changed = rows.clone()
-                changed[at.to(rows.device), index] = values.to(rows.device, rows.dtype)
-                return changed
-
-            return visit
-
-        return Change((mlp,), make)
-
-    intact, patched = evaluate(
-        engine,
-        [a for a, _ in pairs],
-        [change(number) for number in range(len(places))],
-        max_tokens=max_tokens,
-        share=False,  # two answers that begin alike are patched each in its own way
-        progress=progress,
-        what="patching single neurons (neurons x pairs)",
-    )
-    return (patched - intact).T
 
 
 @dataclass(frozen=True)
@@ -333,8 +236,8 @@ def check(
     drawn = np.random.default_rng(seed).choice(n, min(random, n), replace=False)
     neurons = np.concatenate([largest, drawn])
     once, back = np.unique(neurons, return_inverse=True)
-    places = _places(engine.widths, once)
-    lost = ablate_each(engine, texts, places, max_tokens=max_tokens, progress=progress)
+    at = mlp_and_index(engine.widths, once)
+    lost = ablate_each(engine, texts, at, max_tokens=max_tokens, progress=progress)
     exact, mine = (lost @ by)[back], estimate[neurons]
     return Check(
         top=Agreement.between(mine[: len(largest)], exact[: len(largest)]),
@@ -350,7 +253,9 @@ def pair_weights(pairs: int) -> np.ndarray:
     return np.tile([1.0, -1.0], pairs) / max(pairs, 1)
 
 
-def _places(widths: Sequence[int], columns: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+def mlp_and_index(
+    widths: Sequence[int], columns: Sequence[int] | np.ndarray
+) -> list[tuple[int, int]]:
     """(MLP, index) of columns among all neurons."""
     ends = np.cumsum(widths)
     mlps = np.searchsorted(ends, columns, side="right")
@@ -360,7 +265,8 @@ def _places(widths: Sequence[int], columns: Sequence[int] | np.ndarray) -> list[
     ]
 
 
-def _refuse_experts(engine: Engine) -> None:
+def refuse_experts(engine: Engine) -> None:
+    """Raise `ModelError` where some MLPs do not see every token."""
     if not engine.dense:
         raise ModelError(
             "attributions are of dense MLPs; the neurons of a mixture of experts can be ablated "
@@ -368,15 +274,11 @@ def _refuse_experts(engine: Engine) -> None:
         )
 
 
-def _finite(found: np.ndarray) -> np.ndarray:
+def finite(found: np.ndarray) -> np.ndarray:
+    """Attributions as they are, or a `ModelError` where they are not finite."""
     if not np.isfinite(found).all():
         raise ModelError("activations or gradients are not finite; try --dtype float32")
     return found
-
-
-def _fitted(donor: Tensor, n: int) -> Tensor:
-    """What is put in the place of `n` answer tokens: token by token, or else the mean."""
-    return donor if len(donor) == n else donor.mean(0, keepdim=True).expand(n, -1)
 
 
 def _along(engine: Engine, batch: Batch, layer: int, alphas: Tensor) -> Tensor:
@@ -407,42 +309,3 @@ def _along(engine: Engine, batch: Batch, layer: int, alphas: Tensor) -> Tensor:
     activation = kept[0].view(shape)[0].float()
     real = batch.real.to(activation.device, torch.float32)
     return torch.einsum("btn,btn,bt->bn", activation, gradient.view(shape).float().sum(0), real)
-
-
-def _gradients(engine: Engine, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """Of every text in a batch, activations and the gradient of its LL, float32
-    [position, neurons]."""
-    seen: list[Tensor] = []
-
-    def visit(mlp: int, rows: Tensor, places: Tensor) -> Tensor:
-        seen.append(rows if rows.requires_grad else rows.detach().requires_grad_())
-        return seen[-1]
-
-    with torch.enable_grad():
-        loglikelihood = answer_loglikelihood(engine, batch, visit)
-        gradients = torch.autograd.grad(loglikelihood.sum(), seen)
-
-    def by_text(layers: Sequence[Tensor]) -> list[Tensor]:
-        rows = torch.cat([layer.detach().float().cpu() for layer in layers], -1)
-        return list(rows.view(*batch.ids.shape, -1))
-
-    return by_text(seen), by_text(gradients)
-
-
-def _on_answers(
-    engine: Engine, texts: Sequence[Encoded], max_tokens: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Every text's number, and its activations on the answer, float32 [answer, neurons]."""
-    for batch in batches(texts, max_tokens, engine.device):
-        seen: list[Tensor] = []
-
-        def visit(mlp: int, rows: Tensor, places: Tensor, seen: list = seen) -> None:
-            seen.append(rows)
-
-        with torch.no_grad():
-            engine.forward(batch.ids, visit=visit)
-        for place, row in enumerate(batch.rows):
-            answer = batch.answer[place]
-            mine = [rows.view(*batch.ids.shape, -1)[place] for rows in seen]
-            found = [rows[answer.to(rows.device)].float().cpu() for rows in mine]
-            yield row, torch.cat(found, -1)

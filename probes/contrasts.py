@@ -88,7 +88,7 @@ def record_contrasts(
     moments = {name: Moments(engine.widths) for name in pairs}
     what, done = "recording and attributing (texts)", 0
     for batch in batches(texts, max_tokens, engine.device):
-        activations, mean, grad, ll = _read(engine, batch)
+        activations, mean, grad, ll = read(engine, batch)
         for place, row in enumerate(batch.rows):
             for name, pair, side in uses[row]:
                 sign = 1 if side == 0 else -1
@@ -126,7 +126,7 @@ def record_contrasts(
     }
 
 
-def _read(engine: Engine, batch: Batch) -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
+def read(engine: Engine, batch: Batch) -> tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]:
     """Activations by layer; mean activation and attribution [batch, neurons]; LL [batch]."""
     activations: list[Tensor] = []
     shape = batch.ids.shape

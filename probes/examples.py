@@ -147,7 +147,7 @@ def spread(
     Returns:
         `ENTRY` [neurons, k], the highest first.
     """
-    order = np.argsort(samples, axis=0, kind="stable")  # NaN last
+    order = np.argsort(np.ascontiguousarray(samples.T), axis=1).T  # NaN last
     seen = np.isfinite(samples).sum(0)
     draw = np.random.default_rng(seed).random((k, samples.shape[1]))
     rank = ((np.arange(k)[:, None] + draw) * seen / k).astype(int)

@@ -24,10 +24,10 @@ class HooksEngine:
     name = "hooks"
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._mlps = find_mlps(model)
-        self.dense = all(mlp.down is not None for mlp in self._mlps)
-        self.widths = tuple(mlp.width for mlp in self._mlps)
+        self.model = model
+        self.mlps = find_mlps(model)
+        self.dense = all(mlp.down is not None for mlp in self.mlps)
+        self.widths = tuple(mlp.width for mlp in self.mlps)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.shares_up_to = shares_up_to(model)
 
@@ -42,23 +42,23 @@ class HooksEngine:
         """See `Engine.forward`."""
         given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if context is not None:
-            given |= context_arguments(self._model, ids, context)
+            given |= context_arguments(self.model, ids, context)
         with ExitStack() as undo:
             if visit is not None:
-                undo.enter_context(watching(self._mlps, visit))
+                undo.enter_context(watching(self.mlps, visit))
             if keep is None:
-                self._model.base_model(**given)
+                self.model.base_model(**given)
                 return None
-            undo.callback(_only(self._model.get_output_embeddings(), keep))
-            return self._model(**given).logits[0]
+            undo.callback(_only(self.model.get_output_embeddings(), keep))
+            return self.model(**given).logits[0]
 
     def remember(self, ids: Tensor, visit: Visit | None = None) -> Any:
         """See `Engine.remember`; keys and values [1, heads, column, size] of every layer."""
         cache: Any = DynamicCache()  # without a config it forgets nothing, windows or not
         with ExitStack() as undo:
             if visit is not None:
-                undo.enter_context(watching(self._mlps, visit))
-            self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+                undo.enter_context(watching(self.mlps, visit))
+            self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 

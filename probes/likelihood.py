@@ -76,7 +76,7 @@ def loglikelihoods(
             past = known[1] if whole.prefix else None
 
             def score(step: Pass, past: Any = past) -> None:
-                found[list(step.texts)] = _score(engine, step, texts, past, intervene)
+                found[list(step.texts)] = score_pass(engine, step, texts, past, intervene)
 
             in_parts(score, whole)
             done += len(whole.texts)
@@ -110,7 +110,7 @@ def in_parts(work: Any, whole: Pass) -> int:
     return sum(in_parts(work, part) for part in parts)
 
 
-def _score(
+def score_pass(
     engine: Engine,
     step: Pass,
     texts: Sequence[Encoded],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from .moments import Moments, histogram_auroc
@@ -101,10 +102,25 @@ class MeansFile:
         os.close(self._file)
 
 
+@numba.njit(parallel=True, cache=True, nogil=True)
+def _auroc(a, b, both, out):
+    """Of each neuron [neurons, pairs] the share of (text of a, text of b) with a above b, ties
+    counted as halves; pairs that are not `both` there are left out."""
+    for j in numba.prange(len(a)):
+        x, y = np.sort(a[j][both[j]]), np.sort(b[j][both[j]])
+        below, upto, total = 0, 0, 0.0
+        for value in x:
+            while below < len(y) and y[below] < value:
+                below += 1
+            while upto < len(y) and y[upto] <= value:
+                upto += 1
+            total += 0.5 * (below + upto)
+        if len(x):
+            out[j] = total / (float(len(x)) * len(y))
+
+
 def paired(a: np.ndarray, b: np.ndarray) -> Paired:
     """Exact statistics of pairs; a, b: means [pairs, neurons], NaN where a text has none."""
-    from scipy.stats import rankdata
-
     both = np.isfinite(a) & np.isfinite(b)
     n = both.sum(0)
     difference = np.where(both, a.astype(np.float64) - b, 0.0)
@@ -112,16 +128,9 @@ def paired(a: np.ndarray, b: np.ndarray) -> Paired:
         mean = difference.sum(0) / n
         rest = np.where(both, difference - mean, 0.0)
         deviation = np.where(n > 1, np.sqrt((rest**2).sum(0) / (n - 1.0)), np.nan)
-        if both.all():
-            ranks = rankdata(np.concatenate([a, b]), axis=0)
-        else:
-            ranks = rankdata(
-                np.concatenate([np.where(both, a, np.nan), np.where(both, b, np.nan)]),
-                axis=0,
-                nan_policy="omit",
-            )
-        above = np.nansum(ranks[: len(a)], 0) - n * (n + 1) / 2
-        auroc = above / (n.astype(np.float64) ** 2)
+    auroc = np.full(len(n), np.nan)
+    columns = [np.ascontiguousarray(side.T) for side in (a, b, both)]
+    _auroc(columns[0], columns[1], columns[2], auroc)
     return Paired(n, mean, deviation, auroc, np.zeros(len(n)))
 
 

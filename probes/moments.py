@@ -110,6 +110,10 @@ def _sums(rows, places, starts, out, sign):
 
 def as_rows(rows: Tensor) -> np.ndarray:
     """Activations [n, neurons] as float32 that the kernels can read, without a copy if they are."""
+    # numba would set the number of threads that it shares with torch to its own.
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
+    if numba.get_num_threads() != threads:
+        numba.set_num_threads(threads)
     return rows.detach().to("cpu", torch.float32).contiguous().numpy()
 
 

@@ -179,15 +179,18 @@ class _Recorder:
         self._moments = {name: Moments(widths) for name in job.conditions}
         self._examples = Examples(widths, job.examples)
         self._fresh = _fresh(job.texts)
-        pool = [
-            (t, position)
-            for t, (first, last) in enumerate(self._spans)
-            for position in range(max(first, self._fresh[t]), last)
-        ]
+        # Every token in its context once, text after text.
+        begins = np.array([max(b, f) for (b, _), f in zip(self._spans, self._fresh, strict=True)])
+        ends = np.cumsum([max(e - b, 0) for (_, e), b in zip(self._spans, begins, strict=True)])
         self.n_selected = sum(last - first for first, last in self._spans if last > first)
-        order = np.random.default_rng(job.seed).permutation(len(pool))[: job.samples]
-        self._sampled = {pool[k]: row for row, k in enumerate(sorted(order.tolist()))}
-        self._sample_at = np.array(sorted(self._sampled), np.int64).reshape(-1, 2)
+        n_samples = min(job.samples, int(ends[-1]))
+        drawn = np.sort(
+            np.random.default_rng(job.seed).choice(int(ends[-1]), n_samples, replace=False)
+        )
+        of = np.searchsorted(ends, drawn, side="right")
+        before = np.concatenate([[0], ends])[of]
+        self._sample_at = np.stack([of, begins[of] + drawn - before], 1)
+        self._sampled = {(int(t), int(p)): row for row, (t, p) in enumerate(self._sample_at)}
         self.samples = np.full((len(self._sampled), neurons), np.nan, np.float32)
         in_pairs = {t for pairs in job.contrasts.values() for pair in pairs for t in pair}
         wanted = range(len(job.texts)) if job.all_means else sorted(in_pairs)

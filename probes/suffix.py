@@ -27,8 +27,8 @@ from ..progress import Progress, silent
 from ..prune.mlps import Mlp
 from .engine import Engine, Visit
 from .hooks import HooksEngine
-from .likelihood import _score as score
 from .likelihood import in_parts
+from .likelihood import score_pass as score
 from .tokens import Encoded
 from .trees import Pass, plan
 
@@ -139,7 +139,7 @@ def _skipped(layer: Any, extras: int | None) -> Iterator[None]:
 
 def layers_of(engine: Engine) -> Layers | None:
     """The decoder layers of an engine that lets us at them; None for the others."""
-    return Layers(engine._model, engine._mlps) if isinstance(engine, HooksEngine) else None
+    return Layers(engine.model, engine.mlps) if isinstance(engine, HooksEngine) else None
 
 
 def evaluate(

@@ -51,7 +51,7 @@ def masked(
     cut.check([mlp.width for mlp in mlps])
     if replacement not in REPLACEMENTS:
         raise UsageError(f"replacement {replacement!r}; allowed are {', '.join(REPLACEMENTS)}")
-    values = _values(mlps, cut, replacement, reference)
+    values = replacements(mlps, cut, replacement, reference)
     places = [torch.from_numpy(index.copy()) for index in cut.indices]
     generator = torch.Generator().manual_seed(seed)
 
@@ -69,7 +69,7 @@ def masked(
         yield model
 
 
-def _values(
+def replacements(
     mlps: Sequence[Mlp],
     cut: NeuronSet,
     replacement: Replacement,

@@ -12,18 +12,17 @@ from glulens.errors import ModelError, UsageError
 from glulens.probes.ablation import ablate, ablate_each
 from glulens.probes.attribution import (
     Agreement,
-    attribution_patching,
     check,
     gradient_x_activation,
     incompleteness,
     integrated_gradients,
     pair_weights,
-    patch_each,
 )
 from glulens.probes.contrasts import encode_pairs, record_contrasts
 from glulens.probes.engine import make_engine
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.likelihood import loglikelihoods
+from glulens.probes.patching import attribution_patching, patch_each
 from glulens.probes.tokens import Encoded, Encoder
 from glulens.prune.selection import NeuronSet
 

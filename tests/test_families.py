@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import glulens
 from glulens.errors import ModelError, UsageError
-from glulens.probes.contrasts import _read
+from glulens.probes.contrasts import read
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.tokens import Encoded, batches
 from glulens.prune.budget import Budget, choose
@@ -227,7 +227,7 @@ def test_likelihood_and_attribution_are_the_models_own(family):
     engine = HooksEngine(model)
     texts = [Encoded((5, 17, 40, 3, 42, 9), 3), Encoded((7, 8, 50), 1)]
     (batch,) = batches(texts, 100, engine.device)
-    activations, mean, attribution, found = _read(engine, batch)
+    activations, mean, attribution, found = read(engine, batch)
     assert len(activations) == 2
     assert mean.shape == attribution.shape == (2, sum(engine.widths))
     for place, row in enumerate(batch.rows):

@@ -16,6 +16,7 @@ from glulens.probes import trees
 from glulens.probes.engine import make_engine
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.jobs import SELECTIONS, Job, selected
+from glulens.probes.means import paired
 from glulens.probes.recorder import record_job
 from glulens.probes.tokens import Encoded, Encoder
 from glulens.prune.masks import masked
@@ -252,6 +253,7 @@ def test_where_memory_runs_out_nothing_is_counted_twice(stories, tmp_path, monke
 
     def small(ids, *, visit=None, **options):
         def breaking(mlp, rows, places):
+            assert visit is not None
             if len(ids) > 2 and mlp == 3:
                 raise MemoryError
             return visit(mlp, rows, places)
@@ -275,16 +277,20 @@ class Killed(BaseException):
     pass
 
 
-def stop_after(monkeypatch, engine, batches: int) -> None:
+def stop_after(monkeypatch, batches: int, engine, job: Job, **options) -> None:
+    """Record, and be killed after some batches."""
     forward, count = type(engine).forward, [0]
 
-    def until(self, ids, **options):
+    def until(self, ids, **how):
         count[0] += 1
         if count[0] > batches:
             raise Killed
-        return forward(self, ids, **options)
+        return forward(self, ids, **how)
 
-    monkeypatch.setattr(type(engine), "forward", until)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine), "forward", until)
+        with pytest.raises(Killed):
+            record_job(engine, job, **options)
 
 
 @pytest.mark.parametrize("matrix_bytes", [0, 10**9])
@@ -301,9 +307,7 @@ def test_a_killed_recording_goes_on_where_it_was(
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = record_job(engine, job, folder=tmp_path / "a", **options)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        stop_after(patch, engine, 2)
-        record_job(engine, job, folder=tmp_path / "b", **options)
+    stop_after(monkeypatch, 2, engine, job, folder=tmp_path / "b", **options)
     found = record_job(engine, job, folder=tmp_path / "b", resume=True, **options)
     assert any(note.startswith("resumed after") for note in found.notes)
     same(whole, found)
@@ -317,9 +321,7 @@ def test_a_damaged_state_is_told_and_its_part_done_again(stories, tmp_path, monk
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = record_job(engine, job, folder=tmp_path / "a", **options)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        stop_after(patch, engine, 4)
-        record_job(engine, job, folder=tmp_path / "b", **options)
+    stop_after(monkeypatch, 4, engine, job, folder=tmp_path / "b", **options)
     states = sorted((tmp_path / "b").glob("state-?.safetensors"), key=os.path.getmtime)
     assert len(states) == 2
     hurt = {
@@ -349,9 +351,7 @@ def test_a_damaged_state_is_told_and_its_part_done_again(stories, tmp_path, monk
 def test_a_truncated_state_is_told_too(stories, tmp_path, monkeypatch):
     job = some_job(Encoder(stories.tokenizer).text, limit=6)
     engine = make_engine(stories)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        stop_after(patch, engine, 3)
-        record_job(engine, job, folder=tmp_path, max_tokens=100, every=0.0)
+    stop_after(monkeypatch, 3, engine, job, folder=tmp_path, max_tokens=100, every=0.0)
     for path in tmp_path.glob("state-?.safetensors"):
         path.write_bytes(path.read_bytes()[:-100])
     found = record_job(engine, job, folder=tmp_path, max_tokens=100, resume=True)
@@ -377,3 +377,17 @@ def test_activations_that_are_not_finite_are_an_error(tmp_path):
         model.model.layers[1].mlp.up_proj.weight[3, 0] = float("nan")
     with pytest.raises(ModelError, match="activations of MLP 1 are not finite"):
         record_job(HooksEngine(model), random_job(n=3), folder=tmp_path)
+
+
+def test_auroc_counts_ties_as_halves_and_leaves_missing_pairs_out():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 5, (30, 4)).astype(np.float32)
+    b = rng.integers(0, 5, (30, 4)).astype(np.float32)
+    a[3, 1] = b[7, 1] = np.nan
+    found = paired(a, b)
+    for neuron in range(4):
+        keep = np.isfinite(a[:, neuron]) & np.isfinite(b[:, neuron])
+        x, y = a[keep, neuron, None], b[None, keep, neuron]
+        expected = (x > y).mean() + (x == y).mean() / 2
+        assert found.auroc[neuron] == pytest.approx(expected)
+        assert found.n[neuron] == keep.sum()
