@@ -60,15 +60,29 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",  # MPS' and, of CUDA's own calls, the driver's words
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+"""What a RuntimeError says, in lower case, when memory ran out."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU (where torch raises a plain RuntimeError) or a device."""
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _MEMORY)
+
+
+def visible(text: str) -> str:
+    """Data on one line of a terminal: what would move the cursor or hide is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_out_of_space(error: OSError) -> bool:

@@ -20,13 +20,14 @@ def silent(what: str, done: int, total: int) -> None:
 @contextmanager
 def on_stderr() -> Iterator[Progress]:
     """Progress on stderr, with the rate and the time left: bars, one a job; on a dumb terminal or
-    in a log a line a minute, and one for a finished job."""
+    in a log a line a minute, and one for a finished job. A job that falls back has begun again."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         ProgressColumn,
         Task,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -39,22 +40,28 @@ def on_stderr() -> Iterator[Progress]:
         told: set[str] = set()
         begun: dict[str, tuple[float, int]] = {}
         spoke: dict[str, float] = {}
+        last: dict[str, int] = {}
+
+        def say(line: str) -> None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
         def tell(what: str, done: int, total: int) -> None:
             now = time.monotonic()
+            if done < last.get(what, done):
+                told.discard(what)
+                begun.pop(what)
+                spoke.pop(what, None)
+            last[what] = done
             since, first = begun.setdefault(what, (now, done))
             if done >= total:
                 if what not in told:
                     told.add(what)
-                    console.print(f"{what}: {total:,} done", highlight=False)
+                    say(f"{what}: {total:,} done")
             elif done > first and now - spoke.setdefault(what, since) >= A_LINE_EVERY:
                 spoke[what] = now
-                rate = (done - first) / (now - since)
+                rate = (done - first) / max(now - since, 1e-9)
                 left = (total - done) / rate
-                console.print(
-                    f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left / 60:.1f} min left",
-                    highlight=False,
-                )
+                say(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left / 60:.1f} min left")
 
         yield tell
         return
@@ -67,7 +74,7 @@ def on_stderr() -> Iterator[Progress]:
             return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
 
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
@@ -75,12 +82,16 @@ def on_stderr() -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=console,
     )
-    tasks: dict[str, object] = {}
+    tasks: dict[str, TaskID] = {}
+    reached: dict[str, int] = {}
     with bars:
 
         def draw(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)  # pyright: ignore
+            elif done < reached[what]:
+                bars.reset(tasks[what], total=total)
+            reached[what] = done
+            bars.update(tasks[what], completed=done, total=total)
 
         yield draw

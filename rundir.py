@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST, NEURONS, REPORT, FIGURES = "manifest.json", "neurons.parquet", "report.md", "figures"
 KEYS = ("layer", "neuron")
+LONGEST = 200
+"""Bytes in a run directory's name: file systems take 255, and scratch folders add to it."""
 ROOM = 50_000_000
 """Bytes that must be free where a run is to be written; SmolLM2's takes about a fifth of it."""
 
@@ -57,6 +59,9 @@ class RunDirectory:
         missing = [key for key in KEYS if key not in frame.columns]
         if missing:
             raise RunError(f"{path} has no column {missing[0]!r}; it is not a table of neurons")
+        odd = [key for key in KEYS if not frame[key].dtype.is_integer()]
+        if odd:
+            raise RunError(f"{path}: column {odd[0]!r} does not hold integers; run the job again")
         return frame
 
     @property
@@ -66,7 +71,8 @@ class RunDirectory:
 
 
 def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def open_run(path: str | Path) -> RunDirectory:
@@ -83,7 +89,7 @@ def open_run(path: str | Path) -> RunDirectory:
         version = manifest["schema_version"]
     except FileNotFoundError as error:
         raise RunError(f"{folder} has no {MANIFEST}: it is not a run directory") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{folder / MANIFEST} cannot be read ({_short(error)})") from error
     if version != SCHEMA_VERSION:
         raise RunError(
@@ -91,6 +97,18 @@ def open_run(path: str | Path) -> RunDirectory:
             "run the job again or use the glulens that wrote it"
         )
     return RunDirectory(folder, manifest)
+
+
+def place(output: str | Path) -> Path:
+    """Where a run is to be written, as an absolute path.
+
+    Raises:
+        RunError: a path that no file system takes.
+    """
+    try:
+        return Path(os.path.abspath(Path(output).expanduser()))
+    except (OSError, RuntimeError, ValueError) as error:  # no home, no working directory
+        raise RunError(f"{str(output)[:80]!r} is no place for a run ({_short(error)})") from error
 
 
 def check_free(path: Path, *, overwrite: bool = False, room: int = ROOM) -> None:
@@ -101,9 +119,15 @@ def check_free(path: Path, *, overwrite: bool = False, room: int = ROOM) -> None
         ResourceError: the disk has no room.
     """
     try:
+        length = len(os.fsencode(path.name))
         there = path.exists()
-    except OSError as error:
-        raise RunError(f"{str(path)[:80]} cannot be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(path)[:80]!r} cannot be written ({_short(error)})") from error
+    if length > LONGEST:
+        raise RunError(
+            f"the name {path.name[:40]!r}... has {length} bytes, a run's at most {LONGEST}; choose "
+            "another with -o"
+        )
     if there:
         if not overwrite:
             raise RunError(f"{path} exists; choose another with -o, or give --overwrite")

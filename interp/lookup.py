@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import RunError, UsageError
 
 if TYPE_CHECKING:
     import polars
@@ -18,6 +18,7 @@ def find_neuron(neurons: polars.DataFrame, name: str) -> int:
 
     Raises:
         UsageError: not such a name, or the run has no such neuron.
+        RunError: the table's columns are not what they should be.
     """
     import polars
 
@@ -36,7 +37,13 @@ def find_neuron(neurons: polars.DataFrame, name: str) -> int:
             wanted &= polars.col("expert") == int(expert)
     elif expert or shared:
         raise UsageError(f"neuron {name!r}: this model has no experts; write L{layer}.N{number}")
-    rows = neurons.with_row_index("row").filter(wanted)["row"]
+    try:
+        rows = neurons.select(wanted.arg_true()).to_series()
+    except polars.exceptions.PolarsError as error:
+        raise RunError(
+            "the run's table of neurons is not one that glulens wrote: its keys cannot be "
+            "compared; run the job again"
+        ) from error
     if not len(rows):
         layers = neurons["layer"].max()
         widest = neurons["neuron"].max()

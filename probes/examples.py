@@ -2,7 +2,7 @@
 
 Activations of a gated unit have either sign, so both ends are kept. Every token-in-context counts
 once, however many texts begin with it. On disk the tables are plain arrays indexed by neuron,
-which are mapped into memory: to see one neuron costs one page.
+which are mapped into memory: of each the page of the neuron is read. The texts are read whole.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def spread(
     Returns:
         `ENTRY` [neurons, k], the highest first.
     """
-    order = np.argsort(np.ascontiguousarray(samples.T), axis=1).T  # NaN last
+    order = np.argsort(np.ascontiguousarray(samples.T), axis=1, kind="stable").T  # NaN last
     seen = np.isfinite(samples).sum(0)
     draw = np.random.default_rng(seed).random((k, samples.shape[1]))
     rank = ((np.arange(k)[:, None] + draw) * seen / k).astype(int)
@@ -168,7 +168,7 @@ class Example:
         text: number of the text in the run.
         tokens: all tokens of the text, as strings.
         position: which of them.
-        about: what else is known of the text: its set, condition and item.
+        about: what else is known of the text: at least its set, condition and item.
     """
 
     value: float
@@ -179,6 +179,7 @@ class Example:
 
 
 TABLES, TEXTS = "examples", "texts.parquet"
+_ABOUT = ("set", "condition", "item")
 
 
 def save_tables(folder: Path, tables: dict[str, np.ndarray]) -> None:
@@ -198,25 +199,35 @@ def read_examples(run: Path, neuron: int) -> dict[str, list[Example]]:
 
     try:
         texts = polars.read_parquet(run / TEXTS)
+        for name in (*_ABOUT, "tokens"):
+            if texts.schema.get(name) != polars.String:
+                raise ValueError(f"{TEXTS} has no column {name!r} of strings")
         found = {}
         for side in SIDES:
             table = np.load(run / TABLES / f"{side}.npy", mmap_mode="r", allow_pickle=False)
-            if table.dtype != ENTRY:
-                raise ValueError(f"{side}.npy holds {table.dtype}")
+            if not isinstance(table, np.ndarray) or table.dtype != ENTRY or table.ndim != 2:
+                raise ValueError(f"{side}.npy is no table of examples")
             found[side] = [_example(entry, texts) for entry in table[neuron] if entry["text"] >= 0]
         return found
     except FileNotFoundError as error:
         raise RunError(
             f"{run} holds no examples; make them with `glulens probe MODEL --on truthfulqa`"
         ) from error
-    except (OSError, ValueError, IndexError, polars.exceptions.PolarsError) as error:
-        raise RunError(f"the examples of {run} cannot be read ({error}); probe again") from error
+    except (
+        EOFError, IndexError, OSError, RecursionError, ValueError, polars.exceptions.PolarsError
+    ) as error:  # fmt: skip
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise RunError(f"the examples of {run} cannot be read ({said}); probe again") from error
 
 
 def _example(entry: Any, texts: Any) -> Example:
     row = texts.row(int(entry["text"]), named=True)
-    tokens = tuple(json.loads(row.pop("tokens")))
+    tokens = json.loads(row.pop("tokens") or "null")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError(f"{TEXTS}: the tokens of text {entry['text']} are no list of strings")
     if not 0 <= entry["position"] < len(tokens):
         raise ValueError("a position lies outside its text")
-    about = {key: str(value) for key, value in row.items() if key not in ("text", "ids")}
-    return Example(float(entry["value"]), int(entry["text"]), tokens, int(entry["position"]), about)
+    about = {key: str(value) for key, value in row.items()}
+    return Example(
+        float(entry["value"]), int(entry["text"]), tuple(tokens), int(entry["position"]), about
+    )

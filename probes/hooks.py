@@ -68,7 +68,20 @@ def shares_up_to(model: Any) -> int:
     if config._attn_implementation not in _TAKE_MASKS:
         return 0
     # A mask given as it is stands for every layer; within the window all layers see everything.
-    return getattr(config, "sliding_window", None) or _NO_LIMIT
+    return min(getattr(config, "sliding_window", None) or _NO_LIMIT, _same_rotation(config))
+
+
+def _same_rotation(config: Any) -> int:
+    """The longest text whose beginning is rotated as it would be by itself: some kinds turn by
+    the longest position in the batch, so that keys remembered from a shorter one do not fit."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    if not any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds):
+        return _NO_LIMIT
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    limits.append(getattr(config, "original_max_position_embeddings", None))
+    found = [int(limit) for limit in limits if limit]
+    return min(found or [config.max_position_embeddings])
 
 
 def context_arguments(model: Any, ids: Tensor, context: Context) -> dict[str, Any]:

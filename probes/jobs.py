@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from ..prune.recording import Recording
 from .means import MeansFile, Paired
 from .moments import ActivationStatistics
 from .tokens import Encoded
+from .trees import common
 
 Selection = Literal["answer", "last", "all", "prompt"]
 SELECTIONS: tuple[Selection, ...] = ("answer", "last", "all", "prompt")
@@ -34,6 +35,22 @@ def selected(text: Encoded, tokens: Selection) -> tuple[int, int]:
         "prompt": (1, text.start),
     }[tokens]
     return max(first, 1), max(last, 1)
+
+
+def told_once(texts: Sequence[Encoded], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Of each text the selected positions whose token, in its context, no text before it selects,
+    in alphabetical order: so that each is told once."""
+    found = [np.zeros(0, np.int32)] * len(texts)
+    told: list[bool] = []  # by position, of the text before
+    before: tuple[int, ...] = ()
+    for text in sorted(range(len(texts)), key=lambda k: (texts[k].ids, k)):
+        ids, (first, last) = texts[text].ids, spans[text]
+        del told[common(before, ids) :]
+        told += [False] * (len(ids) - len(told))
+        found[text] = np.array([p for p in range(first, last) if not told[p]], np.int32)
+        told[first:last] = [True] * max(last - first, 0)
+        before = ids
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from ..errors import ResourceError, is_out_of_space
 from .moments import Moments, histogram_auroc
 
 
@@ -40,9 +42,10 @@ class Paired:
 
     @property
     def d_z(self) -> np.ndarray:
-        """Cohen's d for paired data: mean over standard deviation of the differences."""
+        """Cohen's d for paired data: mean over standard deviation of the differences; NaN where
+        they do not vary."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.mean / self.deviation
+            return np.where(self.deviation > 0, self.mean / self.deviation, np.nan)
 
     @property
     def t(self) -> np.ndarray:
@@ -53,6 +56,18 @@ class Paired:
     def exact(self) -> bool:
         """Whether `auroc` was computed from all values."""
         return not np.nan_to_num(self.auroc_margin).any()
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        raise ResourceError(
+            "the disk filled up while means of texts were kept; free some, or lower --limit"
+        ) from error
 
 
 class MeansFile:
@@ -72,8 +87,9 @@ class MeansFile:
         """Write a row, float32 [neurons]."""
         data = np.ascontiguousarray(values, "<f4").tobytes()
         done = 0
-        while done < len(data):
-            done += os.pwrite(self._file, data[done:], row * self._stride + done)
+        with _disk():
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], row * self._stride + done)
         self.checksums[row] = zlib.crc32(data)
         self.written[row] = True
 
@@ -95,7 +111,8 @@ class MeansFile:
 
     def sync(self) -> None:
         """Bring what was written to the disk."""
-        os.fsync(self._file)
+        with _disk():
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Let the file go."""
@@ -179,6 +196,9 @@ class PairStream:
 
     def result(self) -> Paired:
         """The statistics so far."""
+        if not self._moments["difference"].any:
+            nothing = np.full(int(self._edges[-1]), np.nan)
+            return Paired(np.zeros(len(nothing), np.int64), *(nothing.copy() for _ in range(4)))
         a, b, found = (self._moments[part].result() for part in ("a", "b", "difference"))
         auroc, margin = histogram_auroc(a.histogram, b.histogram)
         return Paired(found.count, found.mean, np.sqrt(found.variance), auroc, margin)
@@ -203,3 +223,15 @@ class PairStream:
             moments.restore(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
+
+
+class TextSums:
+    """Over the selected tokens of the texts of a pass: counts [texts, MLPs], sums of magnitudes
+    [texts, neurons], and sums of some texts."""
+
+    def __init__(self, some: Sequence[int], texts: Sequence[int], mlps: int, neurons: int) -> None:
+        self.row = {text: row for row, text in enumerate(some)}
+        self.any = {text: row for row, text in enumerate(texts)}
+        self.total = np.zeros((len(some), neurons))
+        self.size = np.zeros((len(texts), neurons))
+        self.count = np.zeros((len(texts), mlps))

@@ -214,6 +214,11 @@ class Moments:
         self._counts[mlp] += weights.sum()
         return self
 
+    @property
+    def any(self) -> bool:
+        """Whether anything was seen."""
+        return bool(self._counts.any())
+
     def result(self) -> ActivationStatistics:
         """The statistics so far.
 

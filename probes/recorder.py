@@ -12,7 +12,7 @@ text.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import groupby, pairwise
@@ -23,18 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ModelError, ResourceError, is_out_of_memory
+from ..errors import DataError, ModelError, ResourceError, RunError, is_out_of_memory
 from ..progress import Progress, silent
 from ..prune.recording import Activity, Recording
-from .engine import Engine, run
+from .engine import Engine, Visit, run
 from .examples import Examples, spread
-from .jobs import SELECTIONS, Job, Recorded, selected
+from .jobs import SELECTIONS, Job, Recorded, selected, told_once
 from .likelihood import layout
-from .means import MeansFile, Paired, PairStream, paired
+from .means import MeansFile, Paired, PairStream, TextSums, paired
 from .moments import ActivationStatistics, Moments, as_rows, text_sums
-from .states import load_state, save_state
-from .tokens import Encoded
+from .states import below, forget_states, load_state, prefixed, save_state
 from .trees import Pass
+
+FORMAT = 1
+"""Of the state; raised whenever what is kept, or what it means, changes."""
+MATRIX_BYTES = 4_000_000_000
+"""The means of texts are kept on disk up to this size, unless told otherwise."""
 
 
 def record_job(
@@ -46,7 +50,7 @@ def record_job(
     about: Any = None,
     max_tokens: int = 1024,
     share: bool = True,
-    matrix_bytes: int = 4_000_000_000,
+    matrix_bytes: int = MATRIX_BYTES,
     every: float = 60.0,
     progress: Progress = silent,
 ) -> Recorded:
@@ -72,18 +76,25 @@ def record_job(
     """
     started = time.monotonic()
     whole = layout(engine, job.texts, max_tokens, share=share, last=True)
-    name = job.digest([about, engine.name, list(engine.widths), max_tokens, share, matrix_bytes])
-    recorder = _Recorder(engine.widths, job, folder, matrix_bytes)
     steps = _steps(whole.passes)
+    # A state counts steps: it is worth nothing where these are laid out otherwise.
+    laid_out = [[len(p.prefix), p.ids.shape, p.texts] for p in whole.passes]
+    where = [str(engine.device), torch.__version__]
+    name = job.digest(
+        [FORMAT, about, engine.name, list(engine.widths), where, matrix_bytes, laid_out]
+    )
+    recorder = _Recorder(engine.widths, job, folder, matrix_bytes)
     done, notes = 0, []
-    if resume:
+    if not resume:
+        forget_states(folder)
+    else:
         done, state, notes = load_state(folder, name)
         if done and not recorder.restore(state):
             notes.append("the means of texts were damaged: all is recorded again")
             recorder.close()
             recorder, done = _Recorder(engine.widths, job, folder, matrix_bytes), 0
         notes.append(f"resumed after {done} of {len(steps)} steps" if done else "begun anew")
-    kept, parts = time.monotonic(), 0
+    kept = time.monotonic()
     past: Any = None
     tokens_done = sum(_size(step) for step in steps[:done])
     what = "recording (tokens)"
@@ -97,18 +108,20 @@ def record_job(
                     past = None
                     past = recorder.remember(engine, prefix, members, number >= done)
             elif number >= done:
-                parts += recorder.absorb(engine, step, past if step.prefix else None)
+                recorder.absorb(engine, step, past if step.prefix else None)
             if number < done:
                 continue
             tokens_done += _size(step)
             progress(what, tokens_done, whole.tokens_run)
             if time.monotonic() - kept >= every and number + 1 < len(steps):
+                begun = time.monotonic()
                 recorder.keep(folder, name, number + 1)
                 kept = time.monotonic()
-    if parts > len(whole.passes):
+                every = max(every, 20 * (kept - begun)) if every else 0.0
+    if recorder.halved:
         notes.append(
-            f"memory ran out: {len(whole.passes)} batches were run as {parts}; "
-            "a lower --max-tokens would have"
+            f"memory ran out: {len(whole.passes)} batches were run as "
+            f"{len(whole.passes) + recorder.halved}; a lower --max-tokens avoids that"
         )
     conditions, contrasts, examples = recorder.result()
     return Recorded(
@@ -178,18 +191,16 @@ class _Recorder:
                 )
         self._moments = {name: Moments(widths) for name in job.conditions}
         self._examples = Examples(widths, job.examples)
-        self._fresh = _fresh(job.texts)
-        # Every token in its context once, text after text.
-        begins = np.array([max(b, f) for (b, _), f in zip(self._spans, self._fresh, strict=True)])
-        ends = np.cumsum([max(e - b, 0) for (_, e), b in zip(self._spans, begins, strict=True)])
+        self._fresh = told_once(job.texts, self._spans)
+        ends = np.cumsum([len(fresh) for fresh in self._fresh])
         self.n_selected = sum(last - first for first, last in self._spans if last > first)
         n_samples = min(job.samples, int(ends[-1]))
         drawn = np.sort(
             np.random.default_rng(job.seed).choice(int(ends[-1]), n_samples, replace=False)
         )
         of = np.searchsorted(ends, drawn, side="right")
-        before = np.concatenate([[0], ends])[of]
-        self._sample_at = np.stack([of, begins[of] + drawn - before], 1)
+        at = [self._fresh[t][k - ends[t]] for t, k in zip(of, drawn, strict=True)]  # from the end
+        self._sample_at = np.stack([of, np.array(at, np.int64)], 1)
         self._sampled = {(int(t), int(p)): row for row, (t, p) in enumerate(self._sample_at)}
         self.samples = np.full((len(self._sampled), neurons), np.nan, np.float32)
         in_pairs = {t for pairs in job.contrasts.values() for pair in pairs for t in pair}
@@ -205,6 +216,8 @@ class _Recorder:
         self._drive = np.zeros(neurons)
         self._texts = np.zeros(len(self._edges) - 1, np.int64)
         self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.halved = 0
+        """Batches that were run because memory ran out, beyond those that were planned."""
 
     def close(self) -> None:
         """Let the file go."""
@@ -223,8 +236,9 @@ class _Recorder:
         )  # fmt: skip
         spans = {self._clip(t, 0, len(prefix)) for t in members}
         self._before = None
+        there = torch.from_numpy(ids).to(engine.device)
         if all(last <= first for first, last in spans):
-            return engine.remember(torch.from_numpy(ids).to(engine.device))
+            return _remembered(engine, there, None)
         feed = self._feed(step, 0, len(prefix))
         # Texts that begin alike have one sum up to there, since selections differ at answers only.
         first, last = max(spans, key=lambda span: span[1] - span[0])
@@ -242,34 +256,35 @@ class _Recorder:
             sizes[part] = text_sums(values, [found], magnitude=True)[0]
             counts[mlp] = len(found)
 
-        past = engine.remember(torch.from_numpy(ids).to(engine.device), visit)
+        past = _remembered(engine, there, visit)
         self._before = sums, sizes, counts
         return past
 
-    def absorb(self, engine: Engine, step: Pass, past: Any) -> int:
-        """Run a pass and take it in; in halves where memory runs out. Returns the parts."""
-        texts = [t for t in step.texts if t in self._row]
-        sums = _TextSums(texts, step.texts, len(self._edges) - 1, int(self._edges[-1]))
-        parts = self._attempt(engine, step, past, sums, frozenset())
+    def absorb(self, engine: Engine, step: Pass, past: Any) -> None:
+        """Run a pass and take it in; in halves where memory runs out."""
+        texts = [t for t in step.texts if t in self._row or self._streams]
+        sums = TextSums(texts, step.texts, len(self._edges) - 1, int(self._edges[-1]))
+        self.halved += self._attempt(engine, step, past, sums, frozenset()) - 1
         if self._before is not None and step.prefix:
             sums.total += self._before[0]
             sums.size += self._before[1]
             sums.count += self._before[2]
-        widths = np.diff(self._edges)
-        count = np.repeat(sums.count, widths, axis=1)
+        rows = [sums.any[t] for t in texts]
+        means = np.empty(sums.total.shape, np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):
-            self._drive += (np.nan_to_num(sums.size / count) ** 2).sum(0)
-            means = (sums.total / count[[sums.any[t] for t in texts]]).astype(np.float32)
+            for mlp, (first, last) in enumerate(pairwise(self._edges)):
+                count = sums.count[:, mlp, None]
+                self._drive[first:last] += np.nansum((sums.size[:, first:last] / count) ** 2, 0)
+                means[:, first:last] = sums.total[:, first:last] / count[rows]
         self._texts += (sums.count > 0).sum(0)
         for text, row in sums.row.items():
-            if self._means is not None and text in self._row:
+            if self._means is not None:
                 self._means.put(self._row[text], means[row])
         for stream in self._streams.values():
             stream.put(texts, means)
-        return parts
 
     def _attempt(
-        self, engine: Engine, step: Pass, past: Any, sums: _TextSums, skip: frozenset[int]
+        self, engine: Engine, step: Pass, past: Any, sums: TextSums, skip: frozenset[int]
     ) -> int:
         feed = self._feed(step, len(step.prefix), None)
         taken: set[int] = set()
@@ -278,16 +293,22 @@ class _Recorder:
             if mlp in skip:
                 return
             values, index = self._values(rows, places, step.ids.size)
-            self._take(mlp, values, index, feed)
             part = slice(self._edges[mlp], self._edges[mlp + 1])
             present = _present(feed.spans, index)
+            # These are set, not added to, and can be set again if memory runs out on the way.
             to = [sums.any[t] for t in step.texts]
             sums.size[to, part] = text_sums(values, present, magnitude=True)
             sums.count[to, mlp] = [len(found) for found in present]
             kept = [k for k, t in enumerate(step.texts) if t in sums.row]
             to = [sums.row[step.texts[k]] for k in kept]
             sums.total[to, part] = text_sums(values, [present[k] for k in kept])
-            taken.add(mlp)
+            taken.add(mlp)  # what follows must not be done twice
+            try:
+                self._take(mlp, values, index, feed)
+            except MemoryError as error:
+                raise ResourceError(
+                    "out of memory while activations were counted; free some"
+                ) from error
 
         try:
             run(engine, step, past=past, visit=visit)
@@ -296,6 +317,8 @@ class _Recorder:
             if not is_out_of_memory(error):
                 raise
             halves = step.halves()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if halves is None:
                 raise ResourceError(
                     f"out of memory on a single row of {step.ids.shape[1]} tokens; leave the "
@@ -323,12 +346,12 @@ class _Recorder:
             for name, times in self._in.items():
                 if times[text]:
                     weights[name][span] += times[text]
-            fresh = max(begin, self._fresh[text])
-            for position in range(fresh, end):
-                place = int(places[position - first])
-                examples.append((place, text, position))
-                if (text, position) in self._sampled:
-                    at[text, position] = place
+            for position in self._fresh[text].tolist():
+                if begin <= position < end:
+                    place = int(places[position - first])
+                    examples.append((place, text, position))
+                    if (text, position) in self._sampled:
+                        at[text, position] = place
         columns = np.array(examples, np.int64).reshape(-1, 3).T
         sampled = np.array([(self._sampled[k], place) for k, place in at.items()], np.int64)
         return _Feed(
@@ -365,14 +388,28 @@ class _Recorder:
         self._examples.update(mlp, values, places, texts, positions)
         self.samples[slots, self._edges[mlp] : self._edges[mlp + 1]] = values[sampled]
 
+    def _check_finite(self) -> dict[str, ActivationStatistics]:
+        seen = {name: m for name, m in self._moments.items() if m.any}
+        conditions = {name: moments.result() for name, moments in seen.items()}
+        for name, found in conditions.items():
+            broken = ~np.isfinite(found.rms) & (found.count > 0)
+            if broken.any():
+                mlp = int(np.searchsorted(self._edges, broken.argmax(), side="right")) - 1
+                raise ModelError(
+                    f"{name}: activations of MLP {mlp} are not finite; try --dtype float32"
+                )
+        return conditions
+
     def keep(self, folder: Path, name: str, step: int) -> None:
         """Save the state after `step` steps."""
+        self._check_finite()
         state = {"samples": self.samples, "drive": self._drive, "texts": self._texts}
-        state |= _prefixed("examples", self._examples.state())
+        state["halved"] = np.array([self.halved])
+        state |= prefixed("examples", self._examples.state())
         for condition, moments in self._moments.items():
-            state |= _prefixed(f"condition.{condition}", moments.state())
+            state |= prefixed(f"condition.{condition}", moments.state())
         for contrast, stream in self._streams.items():
-            state |= _prefixed(f"contrast.{contrast}", stream.state())
+            state |= prefixed(f"contrast.{contrast}", stream.state())
         if self._means is not None:
             self._means.sync()
             state |= {"checksums": self._means.checksums, "written": self._means.written}
@@ -382,11 +419,12 @@ class _Recorder:
         """Go on from a state; false where the file of means does not hold what it should."""
         self.samples[:] = state["samples"]
         self._drive[:], self._texts[:] = state["drive"], state["texts"]
-        self._examples.restore(_below("examples", state))
+        self.halved = int(state["halved"][0])
+        self._examples.restore(below("examples", state))
         for condition, moments in self._moments.items():
-            moments.restore(_below(f"condition.{condition}", state))
+            moments.restore(below(f"condition.{condition}", state))
         for contrast, stream in self._streams.items():
-            stream.restore(_below(f"contrast.{contrast}", state))
+            stream.restore(below(f"contrast.{contrast}", state))
         if self._means is None:
             return True
         self._means.checksums[:] = state["checksums"]
@@ -401,14 +439,9 @@ class _Recorder:
         Raises:
             ModelError: activations that are not finite.
         """
-        conditions = {name: moments.result() for name, moments in self._moments.items()}
-        for name, found in conditions.items():
-            broken = ~np.isfinite(found.rms) & (found.count > 0)
-            if broken.any():
-                mlp = int(np.searchsorted(self._edges, broken.argmax(), side="right")) - 1
-                raise ModelError(
-                    f"{name}: activations of MLP {mlp} are not finite; try --dtype float32"
-                )
+        conditions = self._check_finite()
+        if self._means is not None and not self._means.written.all():
+            raise RunError("the means of some texts were never written; begin anew")
         examples = self._examples.result()
         texts, positions = self._sample_at[:, 0], self._sample_at[:, 1]
         examples["spread"] = spread(
@@ -445,28 +478,16 @@ class _Recorder:
         return None if self._means is None else (self._means, self._row)
 
 
-class _TextSums:
-    """Over the selected tokens of the texts of a pass: counts [texts, MLPs], sums of magnitudes
-    [texts, neurons], and sums of some texts."""
-
-    def __init__(self, some: Sequence[int], texts: Sequence[int], mlps: int, neurons: int) -> None:
-        self.row = {text: row for row, text in enumerate(some)}
-        self.any = {text: row for row, text in enumerate(texts)}
-        self.total = np.zeros((len(some), neurons))
-        self.size = np.zeros((len(texts), neurons))
-        self.count = np.zeros((len(texts), mlps))
-
-
-def _fresh(texts: Sequence[Encoded]) -> list[int]:
-    """From which position on each text holds tokens in contexts that no text before it has, in
-    alphabetical order: so that each token in context is told once."""
-    order = sorted(range(len(texts)), key=lambda k: (texts[k].ids, k))
-    found = [0] * len(texts)
-    for before, text in pairwise(order):
-        a, b = texts[before].ids, texts[text].ids
-        n = min(len(a), len(b))
-        found[text] = next((k for k in range(n) if a[k] != b[k]), n)
-    return found
+def _remembered(engine: Engine, ids: Tensor, visit: Visit | None) -> Any:
+    try:
+        return engine.remember(ids, visit)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"out of memory on a beginning of {ids.numel()} tokens that many texts share; free "
+            "some, or take --dtype bfloat16 or another --device"
+        ) from error
 
 
 def _present(spans: Sequence[np.ndarray], index: np.ndarray | None) -> list[np.ndarray]:
@@ -475,12 +496,3 @@ def _present(spans: Sequence[np.ndarray], index: np.ndarray | None) -> list[np.n
         return list(spans)
     rows = [index[span] for span in spans]
     return [found[found >= 0] for found in rows]
-
-
-def _prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{name}/{key}": value for key, value in arrays.items()}
-
-
-def _below(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    start = f"{name}/"
-    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

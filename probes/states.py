@@ -46,6 +46,12 @@ def save_state(folder: Path, job: str, step: int, arrays: Mapping[str, np.ndarra
         raise
 
 
+def forget_states(folder: Path) -> None:
+    """Take all states away, whole or not."""
+    for path in folder.glob("state-?.safetensors*"):
+        path.unlink()
+
+
 def load_state(folder: Path, job: str) -> tuple[int, dict[str, np.ndarray], list[str]]:
     """The furthest state that is whole.
 
@@ -109,3 +115,14 @@ def _digest(job: str, step: int, arrays: Mapping[str, np.ndarray]) -> str:
         found.update(json.dumps([name, str(array.dtype), array.shape]).encode())
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
+
+
+def prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of a part, called as such in the whole."""
+    return {f"{name}/{key}": value for key, value in arrays.items()}
+
+
+def below(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `prefixed` put into the whole."""
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

@@ -20,7 +20,12 @@ import numpy as np
 from .tokens import Encoded
 
 ROW = 256
-"""Tokens after which a row is closed: attention within a row costs in proportion to its width."""
+"""Tokens that a tree may have: attention within a row costs in proportion to its width."""
+PACKED = 128
+"""Tokens up to which small trees are put side by side in one row."""
+BREADTH = 1 / 900
+"""What a column more costs every token of a row, beside the token itself: attention against all
+else, as measured on a CPU with SmolLM2. It decides how rows are cut, never what comes out."""
 WORTH_REMEMBERING = 512
 """Tokens that remembering a beginning must save to be worth a pass of its own."""
 
@@ -177,7 +182,7 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
         return []
     order = sorted(range(len(paths)), key=lambda k: paths[k])
     lengths = [len(paths[k]) for k in order]
-    common = [0] + [_common(paths[a], paths[b]) for a, b in itertools.pairwise(order)]
+    shares = [0] + [common(paths[a], paths[b]) for a, b in itertools.pairwise(order)]
     # A beginning must end before the token that predicts an answer's first.
     latest = [max(texts[k].start - 1, 0) for k in order]
     # Inner nodes whose subtree is too large for a row: (length of the beginning, parent node).
@@ -186,14 +191,14 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
     todo = [(0, len(order), -1)]
     while todo:
         first, end, parent = todo.pop()
-        size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
-        shared = min(common[first + 1 : end], default=lengths[first])
+        size = lengths[first] + sum(lengths[k] - shares[k] for k in range(first + 1, end))
+        shared = min(shares[first + 1 : end], default=lengths[first])
         above = nodes[parent][0] if parent >= 0 else 0
         if size - above <= row or shared == lengths[first] == max(lengths[first:end]):
             leaves.append((first, end, parent))
             continue
         nodes.append((min(shared, *latest[first:end]), parent))
-        cuts = [first, *(k for k in range(first + 1, end) if common[k] == shared), end]
+        cuts = [first, *(k for k in range(first + 1, end) if shares[k] == shared), end]
         todo += [(a, b, len(nodes) - 1) for a, b in itertools.pairwise(cuts)]
     below = [0] * len(nodes)
     for _, _, parent in leaves:
@@ -210,9 +215,31 @@ def _trees(texts: Sequence[Encoded], paths: Sequence[tuple[int, ...]], row: int)
     found = []
     for first, end, node in sorted(leaves):
         prefix = remembered[node] if node >= 0 else 0
-        size = lengths[first] + sum(lengths[k] - common[k] for k in range(first + 1, end))
-        found.append(_Tree(prefix, tuple(order[first:end]), size - prefix))
+        for a, b in _cut(first, end, prefix, lengths, shares)[1]:
+            size = lengths[a] + sum(lengths[k] - shares[k] for k in range(a + 1, b))
+            # Copies of one text take no more tokens, but what is kept of each takes room.
+            for begin in range(a, b, row) if size == lengths[a] else (a,):
+                members = order[begin : min(begin + row, b) if size == lengths[a] else b]
+                found.append(_Tree(prefix, tuple(members), size - prefix))
     return found
+
+
+def _cut(
+    first: int, end: int, prefix: int, lengths: Sequence[int], shares: Sequence[int]
+) -> tuple[float, list[tuple[int, int]]]:
+    """Cut a tree further where several narrow rows cost less than a wide one, though they run
+    their common beginning several times. Returns the cost and the parts."""
+    size = lengths[first] + sum(lengths[k] - shares[k] for k in range(first + 1, end)) - prefix
+    whole = size * (1 + BREADTH * size)
+    shared = min(shares[first + 1 : end], default=-1)
+    if shared < 0 or shared == max(lengths[first:end]) or size <= PACKED // 2:
+        return whole, [(first, end)]
+    cuts = [first, *(k for k in range(first + 1, end) if shares[k] == shared), end]
+    parts = [_cut(a, b, prefix, lengths, shares) for a, b in itertools.pairwise(cuts)]
+    cost = sum(part[0] for part in parts)
+    if cost < whole:
+        return cost, [piece for part in parts for piece in part[1]]
+    return whole, [(first, end)]
 
 
 def _whole_trees(paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
@@ -223,32 +250,33 @@ def _whole_trees(paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
     order = sorted(range(len(paths)), key=lambda k: paths[k])
     found = [_Tree(0, (order[0],), len(paths[order[0]]))]
     for before, k in itertools.pairwise(order):
-        common, last = _common(paths[before], paths[k]), found[-1]
-        size = last.size + len(paths[k]) - common
-        if size <= common + max(row, common):
+        shares, last = common(paths[before], paths[k]), found[-1]
+        size = last.size + len(paths[k]) - shares
+        if size <= shares + max(row, shares):
             found[-1] = _Tree(0, (*last.members, k), size)
         else:
             found.append(_Tree(0, (k,), len(paths[k])))
     return found
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     n = min(len(a), len(b))
     return next((k for k in range(n) if a[k] != b[k]), n)
 
 
 def _rows(trees: Sequence[_Tree], row: int) -> list[list[_Tree]]:
-    """Trees side by side in rows of about equal width: the largest first, each where it fits
-    best."""
+    """Small trees side by side in rows of about equal width: the largest first, each where it
+    fits best."""
     ordered = sorted(trees, key=lambda tree: (-tree.size, tree.members))
-    width = max(row, ordered[0].size) if row else 0
+    width = min(row, PACKED)
     rows: list[list[_Tree]] = []
     room: list[tuple[int, int]] = []  # what is left in a row, and its number; sorted
     for tree in ordered:
         place = bisect_left(room, (tree.size, 0))
         if place == len(room):
             rows.append([tree])
-            insort(room, (width - tree.size, len(rows) - 1))
+            if width > tree.size:
+                insort(room, (width - tree.size, len(rows) - 1))
         else:
             left, number = room.pop(place)
             rows[number].append(tree)
@@ -274,7 +302,7 @@ def _lay_out(
             path_before: tuple[int, ...] = ()
             for member in tree.members:  # sorted, so that neighbours share the most
                 path = paths[member]
-                kept = max(_common(path_before, path) - tree.prefix, 0)
+                kept = max(common(path_before, path) - tree.prefix, 0)
                 columns = before[:kept]
                 for position in range(tree.prefix + kept, len(path)):
                     ids[number, column] = path[position]

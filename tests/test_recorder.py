@@ -12,11 +12,11 @@ from families import EXPERTS, make
 
 from glulens.datasets.probe_sets import load_probe_set
 from glulens.errors import DataError, ModelError, ResourceError, RunError, UsageError
-from glulens.probes import trees
+from glulens.probes import recorder, trees
 from glulens.probes.engine import make_engine
 from glulens.probes.hooks import HooksEngine
-from glulens.probes.jobs import SELECTIONS, Job, selected
-from glulens.probes.means import paired
+from glulens.probes.jobs import SELECTIONS, Job, Selection, selected, told_once
+from glulens.probes.means import PairStream, paired
 from glulens.probes.recorder import record_job
 from glulens.probes.tokens import Encoded, Encoder
 from glulens.prune.masks import masked
@@ -377,6 +377,117 @@ def test_activations_that_are_not_finite_are_an_error(tmp_path):
         model.model.layers[1].mlp.up_proj.weight[3, 0] = float("nan")
     with pytest.raises(ModelError, match="activations of MLP 1 are not finite"):
         record_job(HooksEngine(model), random_job(n=3), folder=tmp_path)
+
+
+def test_a_token_that_only_one_of_two_texts_selects_is_told():
+    """The first text, in alphabetical order, has it in its prompt."""
+    a, b = Encoded((1, 5, 6), 2), Encoded((1, 5, 7), 1)
+    cases: list[tuple[Selection, int]] = [("answer", 3), ("all", 3), ("prompt", 1)]
+    for tokens, expected in cases:
+        spans = [selected(text, tokens) for text in (a, b)]
+        assert sum(map(len, told_once([a, b], spans))) == expected
+
+
+def test_the_largest_activation_of_all_is_an_example(stories, tmp_path):
+    texts = [Encoded((1, *ids), start) for ids, start in (
+        ((5, 6), 2), ((5, 7), 1), ((5, 7, 9), 3), ((5, 7, 9, 11), 2), ((5, 7), 1))]  # fmt: skip
+    job = Job(tuple(texts), {"a": tuple(range(5))}, examples=2, samples=5)
+    found = record_job(make_engine(stories), job, folder=tmp_path)
+    high = found.examples["high"]["value"][:, 0]
+    np.testing.assert_allclose(high, found.conditions["a"].maximum, atol=1e-6)
+
+
+def test_memory_that_runs_out_while_counting_counts_nothing_twice(stories, tmp_path, monkeypatch):
+    job = some_job(Encoder(stories.tokenizer).text, limit=4)
+    whole = record_job(make_engine(stories), job, folder=tmp_path)
+    real, calls = recorder.text_sums, [0]
+
+    def once(*args, **options):
+        calls[0] += 1
+        if calls[0] == 5:
+            raise MemoryError
+        return real(*args, **options)
+
+    monkeypatch.setattr(recorder, "text_sums", once)
+    found = record_job(make_engine(stories), job, folder=tmp_path)
+    assert any("memory ran out" in note for note in found.notes)
+    same(whole, found, 1e-5)
+
+
+def test_a_state_of_another_layout_is_not_gone_on_from(stories, tmp_path, monkeypatch):
+    job = some_job(Encoder(stories.tokenizer).text, limit=12)
+    engine = make_engine(stories)
+    stop_after(monkeypatch, 3, engine, job, folder=tmp_path, max_tokens=100, every=0.0)
+    monkeypatch.setattr(trees, "BREADTH", 1.0)
+    with pytest.raises(RunError, match="begun with other options"):
+        record_job(engine, job, folder=tmp_path, max_tokens=100, resume=True)
+
+
+def test_beginning_anew_forgets_what_was_done(stories, tmp_path, monkeypatch):
+    job = some_job(Encoder(stories.tokenizer).text, limit=12)
+    engine = make_engine(stories)
+    options = {"folder": tmp_path, "max_tokens": 100, "every": 0.0}
+    stop_after(monkeypatch, 4, engine, job, **options)
+    stop_after(monkeypatch, 1, engine, job, **options)
+    found = record_job(engine, job, resume=True, **options)
+    assert any(note.startswith("resumed after 1 of") for note in found.notes), found.notes
+
+
+def test_the_note_about_memory_survives_a_kill(stories, tmp_path, monkeypatch):
+    job = some_job(Encoder(stories.tokenizer).text, limit=12)
+    engine = make_engine(stories)
+    forward, failed = type(engine).forward, []
+
+    def small(self, ids, **options):
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+        return forward(self, ids, **options)
+
+    monkeypatch.setattr(type(engine), "forward", small)
+    options = {"folder": tmp_path, "max_tokens": 500, "every": 0.0}
+    stop_after(monkeypatch, 4, engine, job, **options)
+    found = record_job(engine, job, resume=True, **options)
+    assert any("memory ran out" in note for note in found.notes)
+
+
+def test_a_full_disk_is_told_by_name(stories, tmp_path, monkeypatch):
+    import errno
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    job = some_job(Encoder(stories.tokenizer).text, limit=2)
+    with pytest.raises(ResourceError, match="disk filled up while means of texts were kept"):
+        record_job(make_engine(stories), job, folder=tmp_path)
+
+
+@pytest.mark.usefixtures("remembering")
+def test_a_beginning_too_large_for_memory_is_told_by_name(stories, tmp_path, monkeypatch):
+    engine = make_engine(stories)
+
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(type(engine), "remember", full)
+    with pytest.raises(ResourceError, match="out of memory on a beginning of 60 tokens"):
+        record_job(engine, random_job(), folder=tmp_path)
+
+
+def test_pairs_of_which_an_expert_saw_nothing_have_no_statistics():
+    stream = PairStream((3,), [(0, 1)])
+    assert np.isnan(stream.result().d_z).all()
+    assert not stream.result().n.any()
+    one = np.ones((2, 3), np.float32)
+    assert np.isnan(paired(one, one).d_z).all()
+
+
+def test_copies_of_a_text_do_not_all_stand_in_one_row():
+    texts = [Encoded((1, 2, 3), 1)] * 1000
+    made = trees.plan(texts, 64, row=100)
+    assert max(len(step.texts) for step in made.passes) <= 64 // 3 * 100
+    assert sorted(t for step in made.passes for t in step.texts) == list(range(1000))
 
 
 def test_auroc_counts_ties_as_halves_and_leaves_missing_pairs_out():

@@ -118,6 +118,28 @@ def test_windows_that_would_cut_a_text_keep_it_unshared():
     np.testing.assert_allclose(loglikelihoods(engine, texts), reference(model, texts), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("phi3", {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+                  "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}),
+        ("llama", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}),
+    ],
+)  # fmt: skip
+def test_rotations_that_look_at_the_longest_text_keep_it_unshared(family, rope):
+    model = make(family, rope_parameters=rope, max_position_embeddings=32)
+    engine = HooksEngine(model)
+    assert engine.shares_up_to == 32
+    texts = some_texts()
+    assert max(map(len, texts)) > 32
+    found = loglikelihoods(engine, texts, max_tokens=1)
+    for text, ll in zip(texts, found, strict=True):
+        # A text's last token is not run, and such rotations look at its length.
+        log_p = model(torch.tensor([text.ids[:-1]])).logits[0].log_softmax(-1)
+        expected = sum(float(log_p[t - 1, text.ids[t]]) for t in range(text.start, len(text)))
+        assert ll == pytest.approx(expected, abs=1e-4)
+
+
 def test_silencing_reaches_the_remembered_beginning_and_spares_position_0():
     model = make("llama")
     engine = HooksEngine(model)
