@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from ..errors import GlulensError, UnfinishedError, UsageError
+from ..errors import (
+    GlulensError,
+    ResourceError,
+    UnfinishedError,
+    UsageError,
+    is_out_of_memory,
+    visible,
+)
 from .cli_weights import _finite, _print_table, _stem
 
 _PATH = click.Path(path_type=Path)
@@ -97,14 +104,25 @@ def probe(
             f"glulens: interrupted; the same command with -o {output} --resume goes on", err=True
         )
         sys.exit(130)
-    except GlulensError as error:
-        if resumable(output) and not resume and not isinstance(error, UnfinishedError):
-            click.echo(f"what is done stays: -o {output} --resume goes on", err=True)
-        raise
-    for line in found.manifest["refused"]:
-        click.echo(f"refused: {line}", err=True)
-    for line in found.manifest["warnings"]:
-        click.echo(f"note: {line}", err=True)
+    except (GlulensError, MemoryError, RuntimeError, OSError) as error:
+        memory = is_out_of_memory(error) or (
+            isinstance(error, ResourceError) and "memory" in str(error)
+        )
+        if not isinstance(error, GlulensError) and not memory:
+            raise
+        if resumable(output) and not isinstance(error, UnfinishedError) and (memory or not resume):
+            click.echo(
+                f"what is done stays: the same command with -o {output} --resume goes on"
+                + (" once more memory is free, here or on another machine" if memory else "")
+                + "; with other options a run begins anew (--overwrite)",
+                err=True,
+            )
+        if isinstance(error, GlulensError):
+            raise
+        raise ResourceError("out of memory; free some") from error
+    for kind, lines in (("refused", "refused"), ("note", "warnings")):
+        for line in found.manifest[lines]:
+            click.echo(f"{kind}: {visible(line)}", err=True)
     rows = _finite(contrast_rows(found.neurons(), found.manifest))
     if as_json:
         about = {
@@ -118,11 +136,18 @@ def probe(
     conditions = found.manifest["conditions"]
     _print_table(
         ["condition", "texts", "tokens"],
-        [(name, f"{c['texts']:,}", f"{c['tokens']:,}") for name, c in conditions.items()],
+        [(_plain(name), f"{c['texts']:,}", f"{c['tokens']:,}") for name, c in conditions.items()],
     )
     if rows:
         click.echo()
-        _print_table(list(rows[0]), [tuple(row.values()) for row in rows])
+        _print_table(list(rows[0]), [tuple(map(_plain, row.values())) for row in rows])
+
+
+def _plain(value: Any) -> Any:
+    """For a cell of a table, where brackets would be read as markup and None be printed."""
+    from rich.markup import escape
+
+    return "" if value is None else escape(visible(value)) if isinstance(value, str) else value
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -155,7 +180,9 @@ def examples(run: Path, neuron: str, k: int, width: int, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        sides = {side: [asdict(one) for one in some[:k]] for side, some in found.items()}
+        sides = {
+            side: _finite([asdict(one) for one in some[:k]]) for side, some in found.items()
+        }
         about = {"schema_version": 1, "run": str(run), "neuron": neuron, "examples": sides}
         click.echo(json.dumps(about, indent=1, allow_nan=False))
         return
@@ -173,14 +200,9 @@ def examples(run: Path, neuron: str, k: int, width: int, as_json: bool) -> None:
             line = Text(f"{one.value:+10.4g}  ")
             before = "".join(one.tokens[: one.position])
             after = "".join(one.tokens[one.position + 1 :])
-            line.append(_visible(before)[-width:] if width else "")
-            line.append(f"[{_visible(one.tokens[one.position])}]", style="bold reverse")
-            line.append(_visible(after)[:width])
+            line.append(visible(before)[-width:] if width else "")
+            line.append(f"[{visible(one.tokens[one.position])}]", style="bold reverse")
+            line.append(visible(after)[:width])
             about = " ".join(one.about[key] for key in ("set", "condition", "item"))
-            line.append(f"  ({about})", style="dim")
+            line.append(f"  ({visible(about)})", style="dim")
             console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
-
-
-def _visible(text: str) -> str:
-    """Text on one line, with what would move the cursor spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

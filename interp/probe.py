@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -31,13 +32,14 @@ from ..datasets.sources import BUILTIN
 from ..errors import DataError, RunError, UnfinishedError, UsageError
 from ..progress import Progress, silent
 from ..prune.expressions import parse_criterion
-from ..rundir import ROOM, RunDirectory, check_free, open_run
+from ..rundir import ROOM, RunDirectory, check_free, open_run, place
 
 if TYPE_CHECKING:
     from ..probes.engine import Engine
     from ..probes.jobs import Job, Selection
     from ..probes.recorder import Recorded
-    from ..probes.tokens import Encoder
+    from ..probes.tokens import Encoded, Encoder
+    from ..prune.layout import MlpLayout
     from ..prune.models import OpenedModel
     from ..prune.selection import NeuronSet
 
@@ -99,6 +101,8 @@ class ProbeOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{what} {value}: at least {least}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed {self.seed}: at least 0 and below {2**32}")
         for name in self.criteria:
             parse_criterion(name)
         if self.mask and self.engine != "hooks":
@@ -116,12 +120,14 @@ class Prepared:
         job: what is recorded. A condition is called SET_CONDITION, a contrast as its set.
         rows: of each text of the job its set and its place there.
         refused: a line about every text that cannot be encoded.
+        notes: a line about every set whose pairs could not be used.
     """
 
     sets: tuple[ProbeSet, ...]
     job: Job
     rows: tuple[tuple[int, int], ...]
     refused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -> Prepared:
@@ -133,7 +139,7 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
     """
     from ..probes.jobs import Job
 
-    texts, rows, refused = [], [], []
+    texts, rows, refused, notes = [], [], [], []
     conditions: dict[str, list[int]] = {}
     known: dict[str, str] = {}
     contrasts: dict[str, list[tuple[int, int]]] = {}
@@ -163,8 +169,18 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
             texts.append(ids)
             rows.append((number, place))
         pairs = [(at[a], at[b]) for a, b in found.pairs if a in at and b in at]
-        if pairs:
-            contrasts[found.name] = pairs
+        differ = [pair for pair in pairs if _differ(*(texts[t] for t in pair), options.tokens)]
+        if differ:
+            contrasts[found.name] = differ
+        if found.pairs and not pairs:
+            notes.append(f"{found.name}: no pair is left of {len(found.pairs)}, texts are refused")
+        elif pairs and not differ:
+            notes.append(f"{found.name}: its pairs' selected tokens are the same; no contrast")
+        elif len(differ) < len(pairs):
+            notes.append(
+                f"{found.name}: {len(pairs) - len(differ)} of {len(pairs)} pairs are dropped, "
+                "their selected tokens are the same"
+            )
     job = Job(
         tuple(texts),
         {name: tuple(of) for name, of in conditions.items()},
@@ -175,7 +191,15 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
         all_means=options.decode,
         seed=options.seed,
     )
-    return Prepared(tuple(sets), job, tuple(rows), tuple(refused))
+    return Prepared(tuple(sets), job, tuple(rows), tuple(refused), tuple(notes))
+
+
+def _differ(a: Encoded, b: Encoded, tokens: Selection) -> bool:
+    """Whether what is selected of two texts, in its context, differs in more than rounding."""
+    from ..probes.jobs import selected
+
+    spans = [selected(text, tokens) for text in (a, b)]
+    return (a.ids[: spans[0][1]], spans[0][0]) != (b.ids[: spans[1][1]], spans[1][0])
 
 
 def probe(
@@ -214,13 +238,16 @@ def probe(
     from ..prune.models import OpenedModel, open_model
     from ..prune.scoring import score_mlps
     from ..prune.selection import NeuronSet
+    from .decode import check_decodable, check_rankable, decode_sets
     from .neurons import score_table
     from .probe_files import write_run
 
     settings = ProbeOptions(**options)
-    path = Path(output).expanduser()
+    path = place(output)
     check_free(path, overwrite=overwrite)
     folder = path.with_name(path.name + UNFINISHED)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise RunError(f"{folder} is in the way: no folder of ours; move it, or choose another -o")
     if folder.exists() and not resume and not overwrite:
         raise UnfinishedError(
             f"{folder} holds an unfinished run; go on with --resume, or begin anew with --overwrite"
@@ -244,8 +271,12 @@ def probe(
     prepared = prepare(sets, encoder, settings)
     mlps = find_mlps(opened.model)
     layouts = [mlp.layout for mlp in mlps]
-    check_free(path, overwrite=overwrite, room=_room(prepared.job, sum(m.width for m in mlps)))
+    if settings.decode:
+        prepared = check_decodable(prepared, settings, layouts)
+    check_free(path, overwrite=overwrite, room=_room(prepared.job, settings, layouts))
     scores = score_mlps(mlps, settings.criteria, progress=progress)
+    if settings.decode:
+        check_rankable(scores, settings)
     # Wrapping for TransformerLens replaces modules, so weights are read before.
     engine = make_engine(opened, settings.engine, remote=settings.remote)
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,8 +287,6 @@ def probe(
         )  # fmt: skip
         decoded = None
         if settings.decode:
-            from .decode import decode_sets
-
             decoded = decode_sets(opened, prepared, recorded, scores, settings, folder, progress)
         table = score_table([layout.width for layout in layouts], scores, layouts)
         manifest = _manifest(opened, prepared, settings, recorded, started, argv)
@@ -300,13 +329,21 @@ def _record(
         )
 
 
-def _room(job: Job, neurons: int) -> int:
+def _room(job: Job, settings: ProbeOptions, layouts: Sequence[MlpLayout]) -> int:
     """Bytes on disk while a run is made: its files, two states of like size, and the means."""
     from ..probes.moments import BINS
+    from ..probes.recorder import MATRIX_BYTES
 
-    tables = neurons * (len(job.conditions) * (4 * BINS + 64) + 36 * job.examples)
-    means = len(job.texts) if job.all_means else sum(2 * len(p) for p in job.contrasts.values())
-    return ROOM + 3 * (tables + 4 * neurons * job.samples) + 4 * neurons * means
+    neurons = sum(layout.width for layout in layouts)
+    moments = neurons * (4 * BINS + 64)
+    tables = len(job.conditions) * moments + neurons * 36 * job.examples
+    rows = len({t for pairs in job.contrasts.values() for pair in pairs for t in pair})
+    means = 4 * neurons * (len(job.texts) if job.all_means else rows)
+    if means > MATRIX_BYTES:  # then there is no such file, and states hold streams of pairs
+        means, tables = 0, tables + 3 * moments * len(job.contrasts)
+    if settings.decode and settings.random_model:
+        means *= 2
+    return ROOM + 3 * (tables + 4 * neurons * job.samples) + means
 
 
 @contextmanager
@@ -324,9 +361,13 @@ def _only_one(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def resumable(output: Path) -> bool:
+def resumable(output: str | Path) -> bool:
     """Whether a run that was begun at `output` can be gone on with."""
-    return any(output.with_name(output.name + UNFINISHED).glob("state-?.safetensors"))
+    try:
+        path = place(output)
+        return any(path.with_name(path.name + UNFINISHED).glob("state-?.safetensors"))
+    except (OSError, ValueError, RunError):
+        return False
 
 
 @contextmanager
@@ -393,6 +434,7 @@ def _manifest(
         "refused": list(prepared.refused),
         "warnings": [
             *(f"{found.name}: {note}" for found in prepared.sets for note in found.notes),
+            *prepared.notes,
             *recorded.notes,
         ],
         "versions": versions(*libraries),
@@ -409,7 +451,11 @@ def find_unfinished(folder: Path, stem: str) -> Path:
     Raises:
         RunError: there is none.
     """
-    found = sorted(folder.glob(f"{stem}-*{UNFINISHED}"), key=lambda p: p.stat().st_mtime)
+    # As `rundir.unused` names them: of model `a` none of model `a-b`.
+    name = re.compile(re.escape(stem) + r"-\d{8}-\d{6}(-\d+)?" + re.escape(UNFINISHED))
+    there = folder.iterdir() if folder.is_dir() else ()
+    runs = [path for path in there if name.fullmatch(path.name) and path.is_dir()]
+    found = sorted(runs, key=lambda path: path.stat().st_mtime)
     if not found:
         raise RunError(f"no unfinished {stem} run in {folder}; name it with -o, or begin one")
     return found[-1].with_name(found[-1].name.removesuffix(UNFINISHED))

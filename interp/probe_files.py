@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars
 
+from ..errors import visible
 from ..probes.examples import TEXTS, save_tables
 from ..prune.expressions import column
 from ..rundir import NEURONS, REPORT, write_manifest, writing
@@ -28,7 +29,8 @@ COLUMNS = {
     "mean square, mean magnitude",
     "min_C, max_C": "its range",
     "positive_C": "share of tokens with an activation above 0",
-    "median_C": "from a histogram of half-octaves: within a factor of 1.2 (0: magnitude < 0.0015)",
+    "median_C": "from a histogram of half-octaves: within a factor of 1.23 for magnitudes from "
+    "0.0015 (0 is below) to 48; never outside the range",
     "diff_S": "mean over pairs of set S of the text means' difference, a minus b",
     "dz_S": "diff_S over its standard deviation over pairs",
     "t_S": "paired t",
@@ -52,7 +54,7 @@ def probe_table(scores: polars.DataFrame, recorded: Recorded) -> polars.DataFram
                 ("min", found.minimum),
                 ("max", found.maximum),
                 ("positive", found.positive),
-                ("median", found.quantile(0.5)),
+                ("median", np.clip(found.quantile(0.5), found.minimum, found.maximum)),
             )
         }
     for name, found in recorded.contrasts.items():
@@ -118,8 +120,8 @@ def contrast_rows(table: polars.DataFrame, manifest: dict[str, Any]) -> list[dic
     rows = []
     for name, about in manifest["contrasts"].items():
         dz = table[f"dz_{name}"].abs()
+        dz = dz.set(~dz.is_finite(), None)  # a neuron of fewer than two pairs, or that never varies
         top = dz.arg_max()
-        row = table.row(top or 0, named=True)
         rows.append(
             {
                 "contrast": name,
@@ -128,7 +130,7 @@ def contrast_rows(table: polars.DataFrame, manifest: dict[str, Any]) -> list[dic
                 "median |d_z|": dz.median(),
                 "share |d_z| > 0.5": (dz > 0.5).mean(),
                 "largest |d_z|": dz.max(),
-                "its neuron": _label(row),
+                "its neuron": None if top is None else _label(table.row(top, named=True)),
                 "AUROC": about["auroc"],
             }
         )
@@ -255,4 +257,4 @@ def _cell(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Data in a line of Markdown: no line breaks, no table bars."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return visible(" ".join(text.split())).replace("|", "\\|")

@@ -127,7 +127,8 @@ def test_windows_that_would_cut_a_text_keep_it_unshared():
     ],
 )  # fmt: skip
 def test_rotations_that_look_at_the_longest_text_keep_it_unshared(family, rope):
-    model = make(family, rope_parameters=rope, max_position_embeddings=32)
+    original = {"original_max_position_embeddings": 32} if family == "phi3" else {}
+    model = make(family, rope_parameters=rope, max_position_embeddings=32, **original)
     engine = HooksEngine(model)
     assert engine.shares_up_to == 32
     texts = some_texts()
