@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .interp.hypothesis import HypothesisResult as HypothesisResult
     from .interp.hypothesis import hypothesis as hypothesis
+    from .interp.probe import probe as probe
     from .interp.score import score as score
     from .prune.models import OpenedModel as OpenedModel
     from .prune.models import open_model as open_model
@@ -32,6 +33,7 @@ _HOMES = {
     "hypothesis": ".interp.hypothesis",
     "open_model": ".prune.models",
     "open_run": ".rundir",
+    "probe": ".interp.probe",
     "score": ".interp.score",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "hypothesis",
     "open_model",
     "open_run",
+    "probe",
     "score",
 ]
 

@@ -99,7 +99,7 @@ def open_run(path: str | Path) -> RunDirectory:
     return RunDirectory(folder, manifest)
 
 
-def place(output: str | Path) -> Path:
+def absolute(output: str | Path) -> Path:
     """Where a run is to be written, as an absolute path.
 
     Raises:

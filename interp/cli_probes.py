@@ -180,9 +180,7 @@ def examples(run: Path, neuron: str, k: int, width: int, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        sides = {
-            side: _finite([asdict(one) for one in some[:k]]) for side, some in found.items()
-        }
+        sides = {side: _finite([asdict(one) for one in some[:k]]) for side, some in found.items()}
         about = {"schema_version": 1, "run": str(run), "neuron": neuron, "examples": sides}
         click.echo(json.dumps(about, indent=1, allow_nan=False))
         return

@@ -44,6 +44,8 @@ def find_neuron(neurons: polars.DataFrame, name: str) -> int:
             "the run's table of neurons is not one that glulens wrote: its keys cannot be "
             "compared; run the job again"
         ) from error
+    if not neurons.height:
+        raise RunError("the run's table of neurons is empty; run the job again")
     if not len(rows):
         layers = neurons["layer"].max()
         widest = neurons["neuron"].max()

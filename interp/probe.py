@@ -32,7 +32,7 @@ from ..datasets.sources import BUILTIN
 from ..errors import DataError, RunError, UnfinishedError, UsageError
 from ..progress import Progress, silent
 from ..prune.expressions import parse_criterion
-from ..rundir import ROOM, RunDirectory, check_free, open_run, place
+from ..rundir import ROOM, RunDirectory, absolute, check_free, open_run
 
 if TYPE_CHECKING:
     from ..probes.engine import Engine
@@ -169,7 +169,7 @@ def prepare(sets: Sequence[ProbeSet], encoder: Encoder, options: ProbeOptions) -
             texts.append(ids)
             rows.append((number, place))
         pairs = [(at[a], at[b]) for a, b in found.pairs if a in at and b in at]
-        differ = [pair for pair in pairs if _differ(*(texts[t] for t in pair), options.tokens)]
+        differ = [pair for pair in pairs if _differ(texts[pair[0]], texts[pair[1]], options.tokens)]
         if differ:
             contrasts[found.name] = differ
         if found.pairs and not pairs:
@@ -243,7 +243,7 @@ def probe(
     from .probe_files import write_run
 
     settings = ProbeOptions(**options)
-    path = place(output)
+    path = absolute(output)
     check_free(path, overwrite=overwrite)
     folder = path.with_name(path.name + UNFINISHED)
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
@@ -364,7 +364,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 def resumable(output: str | Path) -> bool:
     """Whether a run that was begun at `output` can be gone on with."""
     try:
-        path = place(output)
+        path = absolute(output)
         return any(path.with_name(path.name + UNFINISHED).glob("state-?.safetensors"))
     except (OSError, ValueError, RunError):
         return False
