@@ -120,6 +120,8 @@ def check_free(path: Path, *, overwrite: bool = False, room: int = ROOM) -> None
     """
     try:
         length = len(os.fsencode(path.name))
+        if "\0" in str(path):
+            raise ValueError("a null byte in the path")
         there = path.exists()
     except (OSError, ValueError) as error:
         raise RunError(f"{str(path)[:80]!r} cannot be written ({_short(error)})") from error

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory
+from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory, visible
 from . import cli_probes, cli_weights
 
 EXIT_CODES = """
@@ -58,7 +58,7 @@ class Commands(click.Group):
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"glulens: {' '.join(message.split())}", err=True)
+    click.echo(f"glulens: {visible(message)}", err=True)
     sys.exit(code)
 
 

@@ -10,7 +10,15 @@ import polars
 import pytest
 
 from glulens.errors import ResourceError, RunError
-from glulens.rundir import NEURONS, check_free, find_runs, open_run, write_manifest, writing
+from glulens.rundir import (
+    NEURONS,
+    absolute,
+    check_free,
+    find_runs,
+    open_run,
+    write_manifest,
+    writing,
+)
 
 
 def make_run(path: Path, *, started: str = "2026-01-01T00:00:00+00:00", overwrite=False) -> Path:
@@ -84,6 +92,18 @@ def test_places_that_cannot_be_written_are_told(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="cannot be written"):
         check_free(tmp_path / "file" / "run")
+    for odd, message in (("o" * 201, "201 bytes"), ("字" * 80, "240 bytes"),
+                         ("o" * 300, "too long"), ("a\0b", "cannot be written")):  # fmt: skip
+        with pytest.raises(RunError, match=message):
+            check_free(tmp_path / odd)
+
+
+def test_a_place_is_absolute_and_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute(".") == absolute("") == tmp_path
+    assert absolute("a/../b/") == tmp_path / "b"
+    with pytest.raises(RunError, match="is no place for a run"):
+        absolute("~no-such-user-here/run")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +112,7 @@ def test_places_that_cannot_be_written_are_told(tmp_path):
         (None, "has no manifest.json"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("{}", "cannot be read"),
         (json.dumps({"schema_version": 99}), "schema version 99"),
     ],
@@ -115,6 +136,9 @@ def test_damaged_tables_are_told(tmp_path):
             open_run(run).neurons()
     polars.DataFrame({"layer": [1]}).write_parquet(run / NEURONS)
     with pytest.raises(RunError, match="no column 'neuron'"):
+        open_run(run).neurons()
+    polars.DataFrame({"layer": ["1"], "neuron": [1]}).write_parquet(run / NEURONS)
+    with pytest.raises(RunError, match="column 'layer' does not hold integers"):
         open_run(run).neurons()
 
 
