@@ -58,7 +58,7 @@ class Commands(click.Group):
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"glulens: {visible(message)}", err=True)
+    click.echo(f"glulens: {visible(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
