@@ -209,14 +209,14 @@ def test_memory_that_runs_out_names_the_option_to_lower(stories, monkeypatch, tm
         return read
 
     said = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
-    monkeypatch.setattr(contrasts, "_read", fails(said))
+    monkeypatch.setattr(contrasts, "read", fails(said))
     with pytest.raises(
         ResourceError, match=r"lower --max-tokens \(now 1024\) or --limit"
     ) as caught:
         glulens.hypothesis(stories, limit=4, output=tmp_path / "run")
     assert caught.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(contrasts, "_read", fails("shapes cannot be multiplied"))
+    monkeypatch.setattr(contrasts, "read", fails("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes cannot"):
         glulens.hypothesis(stories, limit=4)
 
