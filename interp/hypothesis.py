@@ -7,8 +7,6 @@ and takes a first causal look. See `localisation`, `causal` and `verdict` for th
 
 from __future__ import annotations
 
-import datetime
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -40,7 +38,7 @@ from .localisation import (
 )
 from .neurons import neuron_table
 from .verdict import Specificity, Verdict, compare, judge
-from .versions import versions
+from .versions import occasion, source_entry, versions
 
 if TYPE_CHECKING:
     import polars
@@ -391,19 +389,10 @@ def _manifest(
     config = opened.model.config.get_text_config()
     layers = result.neurons["layer"].n_unique()
     return {
-        "command": "hypothesis",
-        "status": "complete",
-        "argv": list(sys.argv if argv is None else argv),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
-            timespec="seconds"
-        ),
-        "seconds": round(time.time() - started, 1),
+        **occasion("hypothesis", argv, started),
         "options": {**asdict(options), "criteria": list(options.criteria)},
         "model": {
-            "name": opened.source.name,
-            "kind": opened.source.kind,
-            "revision": opened.source.revision,
-            "sha256": opened.source.sha256,
+            **source_entry(opened.source),
             "family": config.model_type,
             "dtype": str(opened.model.dtype).removeprefix("torch."),
             "device": str(opened.device),

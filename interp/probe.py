@@ -14,12 +14,10 @@ While it is made, what is needed to go on after a kill stands in RUN.unfinished.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -389,7 +387,7 @@ def _manifest(
     started: float,
     argv: Sequence[str] | None,
 ) -> dict[str, Any]:
-    from .versions import versions
+    from .versions import occasion, source_entry, versions
 
     config = opened.model.config.get_text_config()
     given, run, chosen = recorded.tokens
@@ -397,19 +395,10 @@ def _manifest(
     libraries += {"lens": ["transformer-lens"], "nnsight": ["nnsight"]}.get(settings.engine, [])
     libraries += ["scikit-learn"] if settings.decode else []
     return {
-        "command": "probe",
-        "status": "complete",
-        "argv": list(sys.argv if argv is None else argv),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
-            timespec="seconds"
-        ),
-        "seconds": round(time.time() - started, 1),
+        **occasion("probe", argv, started),
         "options": asdict(settings),
         "model": {
-            "name": opened.source.name,
-            "kind": opened.source.kind,
-            "revision": opened.source.revision,
-            "sha256": opened.source.sha256,
+            **source_entry(opened.source),
             "family": config.model_type,
             "dtype": str(opened.model.dtype).removeprefix("torch."),
             "device": str(opened.device),

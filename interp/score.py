@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from ..rundir import (
     writing,
 )
 from .neurons import score_table
-from .versions import versions
+from .versions import occasion, source_entry, versions
 
 if TYPE_CHECKING:
     import polars
@@ -115,19 +113,10 @@ def score_run(
     started = time.time()
     table, layouts, source, about = _score(model, criteria, recording, allow_nonfinite, progress)
     manifest: dict[str, Any] = {
-        "command": "score",
-        "status": "complete",
-        "argv": list(sys.argv if argv is None else argv),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
-            timespec="seconds"
-        ),
-        "seconds": round(time.time() - started, 1),
+        **occasion("score", argv, started),
         "options": {"criteria": list(criteria), "allow_nonfinite": allow_nonfinite},
         "model": {
-            "name": source.name,
-            "kind": source.kind,
-            "revision": source.revision,
-            "sha256": source.sha256,
+            **source_entry(source),
             **about,
             "layers": layouts[-1].layer + 1,
             "mlps": len(layouts),
