@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Encoder:
         roles = dict(getattr(tokenizer, "special_tokens_map", {}))
         unknown = roles.pop("unk_token", None)
         self._unknown = None if unknown in roles.values() else unknown
+        # Answers to one prompt come one after the other: the prompt is encoded once for all.
+        self._plain_ids = lru_cache(2)(self._encode_plain)
         self._plain: dict[str, bool] = {"add_special_tokens": True}
         try:
             tokenizer("", **self._plain, split_special_tokens=True)
@@ -122,13 +125,13 @@ class Encoder:
             [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
         )
 
-    def _plain_ids(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> tuple[int, ...]:
         ids = self._tokenizer(text, **self._plain)["input_ids"]
-        return ids[: len(ids) - self._tail]
+        return tuple(ids[: len(ids) - self._tail])
 
-    def _template_ids(self, text: str) -> list[int]:
+    def _template_ids(self, text: str) -> tuple[int, ...]:
         # The template's special tokens are meant, and it brings the BOS along.
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _count_special(self, ids: Sequence[int]) -> Counter[int]:
         if self._special.keys().isdisjoint(ids):  # often, and far cheaper than counting
@@ -156,7 +159,7 @@ class Encoder:
                     "data may not; leave it out or rewrite it"
                 )
 
-    def _checked(self, ids: list[int], start: int, text: str) -> Encoded:
+    def _checked(self, ids: tuple[int, ...], start: int, text: str) -> Encoded:
         if len(ids) <= start:
             raise DataError(f"no token of its own in the text {_head(text)}; give a longer one")
         if self._max_length is not None and len(ids) > self._max_length:
@@ -164,7 +167,7 @@ class Encoder:
                 f"a text of {len(ids)} tokens exceeds the model's context of {self._max_length}: "
                 f"{_head(text)}; leave it out or take another model"
             )
-        return Encoded(tuple(ids), start)
+        return Encoded(ids, start)
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
