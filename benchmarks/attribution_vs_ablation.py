@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,14 +59,14 @@ Integrated gradients of a layer should sum up to what silencing the whole layer 
 texts and layers, the median distance from it is {off:.1%} of that loss (90th percentile
 {off90:.1%}).
 
-Computing took {gradient:,.0f} s for gradient x activation, {integrated:,.0f} s for integrated
-gradients and {exact:,.0f} s for the {n} neurons by themselves, on {texts} texts of {tokens:,}
-tokens in all.
+The {n} neurons were silenced on {texts} texts of {tokens:,} tokens in all.
 
 ## How to use it
 
 `glulens.probes.attribution.check` does this for any attribution, over the largest neurons and over
-random ones, and is meant to be printed beside it. Layer 0 is shown apart because single neurons
+random ones, and is meant to be printed beside it. Integrated gradients share out among a layer's
+neurons what all of them do together, which is another question than what one of them does: where
+single neurons are ranked, take gradient x activation. Layer 0 is shown apart because single neurons
 there can break the model, which no first order foresees; one such neuron decides a Pearson
 correlation, ranks bear it. Of neurons silenced *together* an attribution says nothing: take
 `glulens.probes.ablation.ablate`. Where a norm follows the MLP (gemma2, gemma3, olmo2, glm4),
@@ -127,13 +126,9 @@ def main() -> None:
         for n, at in zip(chosen, layers, strict=True)
     ]
     with on_stderr() as progress:
-        begin = time.perf_counter()
         gradient = gradient_x_activation(engine, texts, progress=progress)
-        after_gradient = time.perf_counter()
         integrated = integrated_gradients(engine, texts, steps=given.steps, progress=progress)
-        after_integrated = time.perf_counter()
         exact = ablate_each(engine, texts, neurons, progress=progress).T
-        after_exact = time.perf_counter()
         off = incompleteness(engine, texts, integrated)
     sums = np.stack([p.sum(1, dtype=float) for p in np.split(integrated, ends[:-1], axis=1)], 1)
     relative = np.abs(off) / np.abs(sums - off)
@@ -153,9 +148,6 @@ def main() -> None:
         table=table(pairs, place, estimates, exact, later),
         off=float(np.median(relative)),
         off90=float(np.quantile(relative, 0.9)),
-        gradient=after_gradient - begin,
-        integrated=after_integrated - after_gradient,
-        exact=after_exact - after_integrated,
         n=given.neurons,
         texts=len(texts),
         tokens=sum(map(len, texts)),
