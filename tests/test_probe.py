@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars
 import pytest
+from commands import says
 from families import make, save_tokenizer
 
 from glulens.errors import DataError, RunError, UsageError
-from glulens.interp.cli import main
 from glulens.interp.lookup import find_neuron
 from glulens.interp.probe import UNFINISHED, probe
 from glulens.probes.examples import read_examples
@@ -29,14 +29,6 @@ The earth is flat.,0,a
 Cats bark.,0,b
 Cats meow.,1,b
 """
-
-
-def says(capsys, *args: str, code: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([*args])
-    out, err = capsys.readouterr()
-    assert end.value.code == code, err
-    return out, err
 
 
 def table(run) -> polars.DataFrame:

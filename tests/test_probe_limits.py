@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import polars
 import pytest
+from commands import says
 from families import make, save_tokenizer
 
 from glulens.errors import DataError, ResourceError, RunError, UsageError
-from glulens.interp.cli import main
 from glulens.interp.probe import (
     UNFINISHED,
     ProbeOptions,
@@ -27,14 +27,6 @@ from glulens.interp.probe_files import contrast_rows
 from glulens.probes.jobs import Job
 from glulens.probes.tokens import Encoded
 from glulens.rundir import open_run
-
-
-def says(capsys, *args: str, code: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([*args])
-    out, err = capsys.readouterr()
-    assert end.value.code == code, err
-    return out, err
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import numpy as np
 import polars
 import pytest
 import torch
+from commands import glulens_says
 from families import IDS, make, save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glulens
 from glulens.errors import ModelError, ResourceError, RunError, UsageError
-from glulens.interp.cli import main
 from glulens.prune import stream
 from glulens.prune.budget import Budget
 from glulens.prune.checkpoint import INDEX, open_checkpoint
@@ -54,15 +54,6 @@ def shards(folder: Path) -> list[Path]:
 
 def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def glulens_says(capsys, *words: str | Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command, in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, out, err
 
 
 # What is written
