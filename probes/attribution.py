@@ -36,7 +36,7 @@ from ..errors import ModelError, UsageError
 from ..progress import Progress, silent
 from ..prune.selection import NeuronSet
 from .ablation import ablate, ablate_each
-from .contrasts import read
+from .contrasts import grouped, read
 from .engine import Engine
 from .likelihood import answer_loglikelihood
 from .suffix import layers_of
@@ -58,9 +58,11 @@ def gradient_x_activation(
     refuse_experts(engine)
     found = np.zeros((len(texts), sum(engine.widths)), np.float32)
     done = 0
-    for batch in batches(texts, max_tokens, engine.device):
-        found[list(batch.rows)] = read(engine, batch)[2]
-        done += len(batch.rows)
+    alone, signs = np.arange(len(texts)), np.ones(len(texts))
+    for step in grouped(engine, texts, alone, max_tokens):
+        seen = read(engine, step, texts, alone, signs)
+        found[seen.groups] = seen.attribution
+        done += len(step.texts)
         progress("gradient x activation (texts)", done, len(texts))
     return finite(found)
 

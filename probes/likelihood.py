@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,21 +117,53 @@ def score_pass(
     past: Any,
     intervene: Intervention | None,
 ) -> np.ndarray:
+    visit = intervene(torch.from_numpy(step.positions).flatten()) if intervene else None
+    wanted = _wanted(step, texts)
+    logits = run(
+        engine, step, past=past, keep=torch.from_numpy(wanted.keep).to(engine.device), visit=visit
+    )
+    assert logits is not None
+    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(_AT_ONCE)])
+    row = torch.from_numpy(wanted.row).to(logits.device)
+    target = torch.from_numpy(wanted.target).to(logits.device)
+    log_p = (logits[row, target].float() - total[row]).double().cpu().numpy()
+    return np.bincount(wanted.owner, log_p, len(step.texts))
+
+
+def pass_loglikelihood(
+    engine: Engine, step: Pass, texts: Sequence[Encoded], visit: Visit | None = None
+) -> Tensor:
+    """Summed log-probability (nats) of each answer in a pass without prefix, [texts of the pass];
+    differentiable."""
+    wanted = _wanted(step, texts)
+    logits = run(engine, step, keep=torch.from_numpy(wanted.keep).to(engine.device), visit=visit)
+    assert logits is not None
+    row, target, owner = (
+        torch.from_numpy(part).to(logits.device)
+        for part in (wanted.row, wanted.target, wanted.owner)
+    )
+    log_p = logits.float().log_softmax(-1)[row, target]
+    return torch.zeros(len(step.texts), device=log_p.device).index_add(0, owner, log_p)
+
+
+class _Wanted(NamedTuple):
+    """The logits that answers need: of places `keep`; of each answer token the row among these,
+    the token, and whose it is."""
+
+    keep: np.ndarray
+    row: np.ndarray
+    target: np.ndarray
+    owner: np.ndarray
+
+
+def _wanted(step: Pass, texts: Sequence[Encoded]) -> _Wanted:
     owner, places, targets = [], [], []
     for number, (text, place) in enumerate(zip(step.texts, step.places, strict=True)):
         encoded = texts[text]
         first = encoded.start - 1 - len(step.prefix)
-        places.append(place[first:])
-        owner.append(np.full(len(place) - first, number))
+        before = place[first : first + encoded.n_answer]
+        places.append(before)
+        owner.append(np.full(len(before), number))
         targets.append(np.array(encoded.ids[encoded.start :], np.int64))
-    keep, where = np.unique(np.concatenate(places), return_inverse=True)
-    visit = intervene(torch.from_numpy(step.positions).flatten()) if intervene else None
-    logits = run(
-        engine, step, past=past, keep=torch.from_numpy(keep).to(engine.device), visit=visit
-    )
-    assert logits is not None
-    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(_AT_ONCE)])
-    row = torch.from_numpy(where).to(logits.device)
-    target = torch.from_numpy(np.concatenate(targets)).to(logits.device)
-    log_p = (logits[row, target].float() - total[row]).double().cpu().numpy()
-    return np.bincount(np.concatenate(owner), log_p, len(step.texts))
+    keep, row = np.unique(np.concatenate(places), return_inverse=True)
+    return _Wanted(keep, row, np.concatenate(targets), np.concatenate(owner))

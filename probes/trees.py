@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,18 +153,40 @@ def plan(
     passes: list[Pass] = []
     # The longest beginning first; within it the widest rows.
     for prefix, found in sorted(groups.items(), key=lambda g: (-len(g[0]), g[0])):
-        rows = _rows(found, row if share else 0)
-        begin = 0
-        while begin < len(rows):
-            width = sum(tree.size for tree in rows[begin])
-            end = min(len(rows), begin + max(1, max_tokens // width))
-            passes.append(_lay_out(prefix, rows[begin:end], width, paths))
-            begin = end
+        passes += _passes(prefix, found, paths, max_tokens, row if share else 0)
     return Plan(
         tuple(passes),
         sum(map(len, paths)),
         sum(p.tokens for p in passes) + sum(len(prefix) for prefix in groups),
     )
+
+
+def plan_groups(
+    texts: Sequence[Encoded],
+    groups: Sequence[Sequence[int]],
+    max_tokens: int = 1024,
+    *,
+    share: bool = True,
+) -> tuple[Pass, ...]:
+    """Lay groups of texts out so that beginnings are shared within a group and never between two:
+    what is summed over a group's tokens then belongs to that group alone.
+
+    Args:
+        texts: what to run.
+        groups: numbers of the texts in each; every text in one group.
+        max_tokens: padded tokens in a pass; a single wider row goes alone.
+        share: without it every text has its own row, and a group may lie in several passes.
+    """
+    paths = [text.ids for text in texts]
+    trees = []
+    for group in groups:
+        members = tuple(sorted(group, key=lambda k: paths[k]))
+        if not share:
+            trees += [_Tree(0, (k,), len(paths[k])) for k in members]
+            continue
+        shared = sum(common(paths[a], paths[b]) for a, b in itertools.pairwise(members))
+        trees.append(_Tree(0, members, sum(len(paths[k]) for k in members) - shared))
+    return tuple(_passes((), trees, paths, max_tokens, ROW if share else 0))
 
 
 @dataclass(frozen=True)
@@ -262,6 +284,23 @@ def _whole_trees(paths: Sequence[tuple[int, ...]], row: int) -> list[_Tree]:
 def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     n = min(len(a), len(b))
     return next((k for k in range(n) if a[k] != b[k]), n)
+
+
+def _passes(
+    prefix: tuple[int, ...],
+    trees: Sequence[_Tree],
+    paths: Sequence[tuple[int, ...]],
+    max_tokens: int,
+    row: int,
+) -> Iterator[Pass]:
+    """Trees that follow one prefix, the widest rows first."""
+    rows = _rows(trees, row)
+    begin = 0
+    while begin < len(rows):
+        width = sum(tree.size for tree in rows[begin])
+        end = min(len(rows), begin + max(1, max_tokens // width))
+        yield _lay_out(prefix, rows[begin:end], width, paths)
+        begin = end
 
 
 def _rows(trees: Sequence[_Tree], row: int) -> list[list[_Tree]]:

@@ -97,27 +97,44 @@ def test_batching_does_not_matter_on_smollm2(smollm):
     np.testing.assert_allclose(one.activation.rms, many.activation.rms, rtol=1e-5)
 
 
-def test_a_shared_text_is_run_once_and_serves_every_property(stories, monkeypatch):
-    material = load_material(limit=4)
-    texts = {t for p in material.pairs.values() for pair in p for t in (pair.a, pair.b)}
-    assert len(texts) == material.n_texts
-    rows = 0
-    forward = HooksEngine.forward
+def test_what_a_pair_begins_with_is_run_once_and_pairs_share_nothing(stories, monkeypatch):
+    pairs = load_material(limit=4).pairs
+    encoder = Encoder(stories.tokenizer)
+    tokens, forward = 0, HooksEngine.forward
 
     def counting(self, ids, **kwargs):
-        nonlocal rows
-        rows += len(ids)
+        nonlocal tokens
+        tokens += int((ids != 0).sum())
         return forward(self, ids, **kwargs)
 
     monkeypatch.setattr(HooksEngine, "forward", counting)
-    found = record_contrasts(make_engine(stories), Encoder(stories.tokenizer), material.pairs)
-    assert rows == len(texts) < sum(2 * len(p) for p in material.pairs.values())
-    alone = record_contrasts(
-        make_engine(stories), Encoder(stories.tokenizer), {"control": material.pairs["control"]}
+    found = record_contrasts(make_engine(stories), encoder, pairs)
+    expected = 0
+    for pair in (pair for members in pairs.values() for pair in members):
+        a, b = (text.ids for text in encode_pairs(encoder, [pair]))
+        shared = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+        expected += len(a) + len(b) - min(shared, len(b))
+    assert (
+        tokens == expected < sum(len(t) for p in pairs.values() for t in encode_pairs(encoder, p))
     )
+    # The control's texts are the misconceptions' too, and of the same questions.
+    alone = record_contrasts(make_engine(stories), encoder, {"control": pairs["control"]})
     np.testing.assert_allclose(
         found["control"].attribution, alone["control"].attribution, atol=1e-4
     )
+
+
+def test_an_engine_that_cannot_share_finds_the_same(stories, monkeypatch):
+    pairs = load_material(limit=3).pairs
+    encoder, engine = Encoder(stories.tokenizer), make_engine(stories)
+    shared = record_contrasts(engine, encoder, pairs)
+    engine.shares_up_to = 0
+    for max_tokens in (1, 1024):  # with 1 a pair's texts lie in two passes
+        apart = record_contrasts(engine, encoder, pairs, max_tokens=max_tokens)
+        for name in pairs:
+            for field in ("means", "attribution", "loglikelihood"):
+                a, b = getattr(shared[name], field), getattr(apart[name], field)
+                np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
 def agreement(opened, count: int, neurons: int):

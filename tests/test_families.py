@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 import glulens
 from glulens.errors import ModelError, UsageError
-from glulens.probes.contrasts import read
+from glulens.probes.contrasts import grouped, read
 from glulens.probes.hooks import HooksEngine
-from glulens.probes.tokens import Encoded, batches
+from glulens.probes.tokens import Encoded
 from glulens.prune.budget import Budget, choose
 from glulens.prune.families import FAMILIES
 from glulens.prune.masks import masked
@@ -226,15 +226,16 @@ def test_likelihood_and_attribution_are_the_models_own(family):
     model = make(family)
     engine = HooksEngine(model)
     texts = [Encoded((5, 17, 40, 3, 42, 9), 3), Encoded((7, 8, 50), 1)]
-    (batch,) = batches(texts, 100, engine.device)
-    activations, mean, attribution, found = read(engine, batch)
-    assert len(activations) == 2
-    assert mean.shape == attribution.shape == (2, sum(engine.widths))
-    for place, row in enumerate(batch.rows):
+    alone = np.arange(2)
+    (step,) = grouped(engine, texts, alone, 100)
+    seen = read(engine, step, texts, alone, np.ones(2))
+    assert len(seen.activations) == 2
+    assert seen.means.shape == seen.attribution.shape == (2, sum(engine.widths))
+    for place, row in enumerate(step.texts):
         text = texts[row]
         log_p = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
         expected = sum(float(log_p[t - 1, text.ids[t]]) for t in range(text.start, len(text)))
-        assert found[place] == pytest.approx(expected, abs=1e-4)
+        assert seen.loglikelihood[place] == pytest.approx(expected, abs=1e-4)
 
 
 def test_experts_of_different_width_cannot_be_cut_live_and_the_model_stays():
