@@ -4,6 +4,9 @@
     random:SEED             control: an order without meaning
     reversed:X              control: the opposite order
     shuffled:X:SEED         control: the same scores, dealt out anew within each MLP
+    gauged:X:SEED           X after a random change of gauge: every neuron's row of up times c, its
+                            column of down over c, log c normal with standard deviation log 2; the
+                            function stays
     balanced(X)             X where every neuron's gauge is fixed so that ||U_i|| = ||D_:i||
     folded(X)               X where the gain of the norm before the MLP is multiplied into G and U
     mean(X,Y,...)           mean of the ranks within the MLP
@@ -26,8 +29,18 @@ from .recording import Activity, Recording
 from .weights import MatrixWeights, MlpWeights
 
 PLAIN = (*WEIGHT_CRITERIA, *ACTIVATION_CRITERIA)
-COMPOSED = ("random:SEED", "reversed:X", "shuffled:X:SEED", "balanced(X)", "folded(X)", "mean(X,Y)")
+COMPOSED = (
+    "random:SEED",
+    "reversed:X",
+    "shuffled:X:SEED",
+    "gauged:X:SEED",
+    "balanced(X)",
+    "folded(X)",
+    "mean(X,Y)",
+)
 ALLOWED = f"{', '.join(PLAIN)}, {', '.join(COMPOSED)}"
+GAUGE = float(np.log(2))
+"""Standard deviation of log c of `gauged`."""
 LONGEST = 200
 """Characters of a criterion."""
 _CALL = re.compile(r"(balanced|folded|mean)\((.*)\)", re.DOTALL)
@@ -39,7 +52,7 @@ class Criterion:
 
     name: str
     kind: str
-    """`plain`, `random`, `reversed`, `shuffled`, `balanced`, `folded` or `mean`."""
+    """`plain`, `random`, `reversed`, `shuffled`, `gauged`, `balanced`, `folded` or `mean`."""
     parts: tuple[Criterion, ...] = ()
     seed: int = 0
 
@@ -56,7 +69,7 @@ class Criterion:
     @property
     def is_control(self) -> bool:
         """Whether it is there to be compared with, not to rank by."""
-        return self.kind in ("random", "reversed", "shuffled")
+        return self.kind in ("random", "reversed", "shuffled", "gauged")
 
 
 def parse_criterion(text: str) -> Criterion:
@@ -86,13 +99,13 @@ def parse_criterion(text: str) -> Criterion:
     if kind == "reversed" and rest:
         part = parse_criterion(rest)
         return Criterion(f"reversed:{part.name}", kind, (part,))
-    if kind == "shuffled" and colon:
+    if kind in ("shuffled", "gauged") and colon:
         inner, _, seed = rest.rpartition(":")
         if inner:
             part = parse_criterion(inner)
-            number = _seed(text, seed, "shuffled:ppm:0")
-            return Criterion(f"shuffled:{part.name}:{number}", kind, (part,), number)
-        raise UsageError(f"criterion {text!r}: name a criterion and a seed, as in shuffled:ppm:0")
+            number = _seed(text, seed, f"{kind}:ppm:0")
+            return Criterion(f"{kind}:{part.name}:{number}", kind, (part,), number)
+        raise UsageError(f"criterion {text!r}: name a criterion and a seed, as in {kind}:ppm:0")
     raise UsageError(
         f"unknown criterion {text!r}{nearest(text, [*PLAIN, 'random:0'])}; allowed are {ALLOWED}"
     )
@@ -220,6 +233,11 @@ def _score(
         return rng.permutation(of(c.parts[0]))
     if c.kind == "reversed":
         return -of(c.parts[0])
+    if c.kind == "gauged":
+        _need_gate(c, w, index)
+        rng = np.random.default_rng(np.random.SeedSequence(c.seed, spawn_key=(index,)))
+        factor = np.exp(rng.normal(0, GAUGE, len(finite)))[finite]
+        return _score(c.parts[0], *_rescaled(w, a, factor), index, finite)
     if c.kind == "balanced":
         return _score(c.parts[0], *_balance(w, a, index), index, finite)
     if c.kind == "folded":
@@ -232,17 +250,28 @@ def _score(
 
 def _balance(w: MlpWeights, a: Activity | None, index: int) -> tuple[MlpWeights, Activity | None]:
     """Multiply U_i and divide D_:i by what makes their norms equal; the function stays."""
-    if not w.gated:
-        raise ModelError(
-            f"balanced(...): MLP {index} has no gate, so its neurons cannot be rescaled without "
-            "changing the function; leave balanced out"
-        )
+    _need_gate("balanced(...)", w, index)
     up, down = w.inputs[1].norm, w.down.norm
     both = (up > 0) & (down > 0) & np.isfinite(up * down)
-    factor = np.sqrt(np.where(both, down, 1.0) / np.where(both, up, 1.0))
+    return _rescaled(w, a, np.sqrt(np.where(both, down, 1.0) / np.where(both, up, 1.0)))
 
-    def fixed(inputs: tuple[MatrixWeights, ...]) -> tuple[MatrixWeights, ...]:
+
+def _need_gate(c: Criterion | str, w: MlpWeights, index: int) -> None:
+    name = c if isinstance(c, str) else c.name
+    if not w.gated:
+        raise ModelError(
+            f"{name}: MLP {index} has no gate, so its neurons cannot be rescaled without changing "
+            f"the function; leave {name} out"
+        )
+
+
+def _rescaled(
+    w: MlpWeights, a: Activity | None, factor: np.ndarray
+) -> tuple[MlpWeights, Activity | None]:
+    """Multiply U_i and divide D_:i by positive factors."""
+
+    def scaled(inputs: tuple[MatrixWeights, ...]) -> tuple[MatrixWeights, ...]:
         return inputs[0], inputs[1].scaled(factor)
 
-    balanced = MlpWeights(fixed(w.inputs), w.down.scaled(1 / factor), w.folded and fixed(w.folded))
-    return balanced, a and a.scaled(factor)
+    found = MlpWeights(scaled(w.inputs), w.down.scaled(1 / factor), w.folded and scaled(w.folded))
+    return found, a and a.scaled(factor)
