@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/interval_coverage.py [simulations]
 
 Simulates item contrasts of correlated neurons, with a systematic part that is larger in neurons of
-low score, and prints how often three 95 % intervals hold the mean effect: the one used, percentiles
-of the resampled effect, and the basic (mirrored) bootstrap; and how often the null is rejected.
+low score and drawn anew each time, as items are. Prints how often four 95 % intervals hold the mean
+effect: the one used, that of items alone, percentiles of the resampled effect, and the basic
+(mirrored) bootstrap; and how often the null is rejected.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import sys
 
 import numpy as np
 
-from glulens.interp.localisation import Localiser, Resamples, associate
+from glulens.interp.localisation import associate
+from glulens.interp.localiser import Localiser
+from glulens.interp.resamples import Resamples
 
 WIDTH, LAYERS, ITEMS, DRAWS = 200, 4, 60, 200
 
@@ -24,15 +27,16 @@ def main(simulations: int = 200) -> None:
     localiser = Localiser({"score": scores})
     spread = 0.5 + 2 * np.concatenate(scores)
     loads = rng.normal(size=(8, WIDTH * LAYERS))
-    mu = rng.normal(size=WIDTH * LAYERS) * (1.2 - np.concatenate(scores)) ** 2
+    slope = (1.2 - np.concatenate(scores)) ** 2
     print(f"{simulations} simulations of {ITEMS} items, {WIDTH * LAYERS} neurons")
-    print("signal  effect  used  percentile  basic  p < 0.05")
+    print("signal  effect  used  items alone  percentile  basic  p < 0.05")
     for signal in (0.0, 0.5, 1.0, 3.0):
-        effects, errors, tails, rejected = [], [], [], []
+        effects, errors, items, tails, rejected = [], [], [], [], []
         for _ in range(simulations):
+            mu = rng.normal(size=len(slope)) * slope
             noise = rng.normal(size=(ITEMS, 8)) @ loads + rng.normal(size=(ITEMS, len(mu))) * spread
             contrasts = (noise + signal * mu).astype(np.float32)
-            (row,), resampled = associate(
+            found = associate(
                 localiser,
                 "simulated",
                 contrasts,
@@ -41,11 +45,14 @@ def main(simulations: int = 200) -> None:
                 Resamples.bootstrap(ITEMS, DRAWS, rng),
                 rng,
             )
+            (row,), resampled = found.associations, found.resampled[:, 0]
             effects.append(row.effect)
             errors.append(row.se)
-            tails.append(np.quantile(resampled[:, 0], [0.025, 0.975]))
+            items.append(resampled.std(ddof=1))
+            tails.append(np.quantile(resampled, [0.025, 0.975]))
             rejected.append(row.p < 0.05)
         effect, error, tail = np.array(effects), np.array(errors), np.array(tails)
+        alone = np.array(items)
         true = effect.mean()
         mirrored = 2 * effect[:, None] - tail[:, ::-1]
 
@@ -53,9 +60,10 @@ def main(simulations: int = 200) -> None:
             return float(((interval[:, 0] < true) & (true < interval[:, 1])).mean())
 
         used = np.stack([effect - 1.96 * error, effect + 1.96 * error], 1)
+        narrow = np.stack([effect - 1.96 * alone, effect + 1.96 * alone], 1)
         print(
-            f"{signal:6.1f}  {true:+.3f}  {holds(used):4.2f}  {holds(tail):10.2f}"
-            f"  {holds(mirrored):5.2f}  {np.mean(rejected):8.2f}"
+            f"{signal:6.1f}  {true:+.3f}  {holds(used):4.2f}  {holds(narrow):11.2f}"
+            f"  {holds(tail):10.2f}  {holds(mirrored):5.2f}  {np.mean(rejected):8.2f}"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars
 
 from ..prune.expressions import column
-from .localisation import Resamples, functional
+from .resamples import Resamples, functional
 
 if TYPE_CHECKING:
     from ..probes.contrasts import Contrasts
