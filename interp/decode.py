@@ -231,16 +231,11 @@ def _random_model(
     progress: Progress,
 ) -> Recorded:
     """The same texts in a model of the same shape whose weights were never trained."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from ..probes.hooks import HooksEngine
     from ..probes.recorder import record_job
+    from ..prune.nulls import untrained
 
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = AutoModelForCausalLM.from_config(opened.model.config, dtype=opened.model.dtype)
-    model = model.to(opened.device).eval().requires_grad_(False)
+    model = untrained(opened, settings.seed)
     (folder / "random").mkdir(exist_ok=True)
     return record_job(
         HooksEngine(model),
