@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ..datasets.pairs import Text, load_material
+from ..datasets.pairs import MISCONCEPTION, Material, Text, load_material
+from ..datasets.sources import BUILTIN
 from ..errors import ModelError
 from ..prune.families import width_entry
 from ..prune.models import find_model, read_config
-from .hypothesis import Options, causal_draw
+from .causal import causal_draw
+from .experiments import DOSE_DRAWS, FRACTIONS
+from .options import Options
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under a byte-level tokenizer; the plan does not load one."""
+MULTIPLE_CHOICE, TOKENS_A_QUESTION = 817, 75
+"""TruthfulQA's questions, and tokens that both targets' choices take, the primer shared."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +66,45 @@ def plan_hypothesis(model: str, options: Options) -> Plan:
 
     texts = {text for pairs in material.pairs.values() for p in pairs for text in (p.a, p.b)}
     tokens = sum(map(_tokens, texts))
-    items = options.causal_items
-    causal_texts, causal_tokens = 0, 0.0
-    if items:
-        pairs, passages = causal_draw(material, options)
-        some = [text for drawn in pairs.values() for p in drawn for text in (p.a, p.b)]
-        causal_texts += len(some)
-        causal_tokens += sum(map(_tokens, some))
-        causal_texts += len(passages)
-        causal_tokens += sum(len(p.text) / CHARACTERS_PER_TOKEN for p in passages)
-    sets = options.causal_random + 3 if items else 0
-    matrices = sum(len(pairs) for pairs in material.pairs.values()) * neurons * 4 * 2
+    whole = _trial(material, options.causal_items, options.seed)
+    alone = _trial(material, min(options.map_items, options.causal_items), options.seed)
+    # Of all layers ten tenths and the random ones, twice; of each layer as many, run from there on.
+    sets = 10 + 10 * -(-options.causal_random // 10)
+    passes = (2 * sets + 1) * whole[1] + config.num_hidden_layers * sets / 2 * alone[1]
+    nulls = 2 * tokens * options.null_items / max(1, len(material.pairs[MISCONCEPTION])) / 2
+    chosen = 0.0
+    if options.data != BUILTIN and options.dose_items:
+        cuts = 1 + (1 + DOSE_DRAWS) * len(FRACTIONS)
+        asked = min(options.limit or MULTIPLE_CHOICE, MULTIPLE_CHOICE)
+        chosen = TOKENS_A_QUESTION * (asked + cuts * min(options.dose_items, asked))
+    probes = config.num_hidden_layers // options.decode_every if options.decode_every else 0
+    # Two matrices of means, one of attributions.
+    matrices = sum(len(pairs) for pairs in material.pairs.values()) * neurons * 4 * 3
     # Two operations a weight and token forward, two more to carry the gradient back.
-    operations = 2 * weights * (2 * tokens + sets * causal_tokens)
-    resampled = (options.permutations + options.bootstraps) * neurons * 2 * len(material.pairs)
+    operations = 2 * weights * (2 * (tokens + nulls) + passes + chosen)
+    resampled = (options.permutations + options.bootstraps) * neurons * 3 * len(material.pairs)
+    pairs = len(material.pairs[MISCONCEPTION])
     return Plan(
         neurons=neurons,
         texts=len(texts),
         tokens=round(tokens),
-        forwards=len(texts) + causal_texts * sets,
+        forwards=round(
+            len(texts) + (2 * sets + 1) * whole[0] + config.num_hidden_layers * sets * alone[0]
+        ),
         backwards=len(texts),
         matrix_bytes=matrices,
-        seconds=operations / _speed() + resampled / 3e7,
+        seconds=operations / _speed() + resampled / 1.5e7 + probes * pairs * width / 6e4,
     )
+
+
+def _trial(material: Material, items: int, seed: int) -> tuple[int, float]:
+    """Texts that tenths are silenced on, and their tokens."""
+    if not items:
+        return 0, 0.0
+    pairs, passages = causal_draw(material, items, seed)
+    some = [text for drawn in pairs.values() for p in drawn for text in (p.a, p.b)]
+    tokens = sum(map(_tokens, some)) + sum(len(p.text) / CHARACTERS_PER_TOKEN for p in passages)
+    return len(some) + len(passages), tokens
 
 
 def _tokens(text: Text) -> float:

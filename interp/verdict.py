@@ -1,30 +1,33 @@
-"""One verdict in words, from one named rule.
+"""One verdict in words, from one named rule, and the controls beside it.
 
 The claim under test: *misconceptions live in low-magnitude neurons*, that is, the absolute
 attribution of a neuron to false-minus-true answers falls with its magnitude (a negative effect, see
 `localisation`), and does so more than in a contrast between two true answers. Effects and intervals
 are those corrected for attenuation; SESOI, the smallest effect of interest, is 0.1.
 
-- supported: the effect is at most -SESOI, its adjusted p is below 0.05, and the effect minus the
-  control's has a 95 % interval below 0.
-- contradicted: the effect is at least +SESOI with adjusted p below 0.05: attribution sits in
-  neurons of *high* magnitude.
+- supported: the effect is at most -SESOI, its adjusted p is below 0.05, the effect minus the
+  control's has a 95 % interval below 0, and no control that is *required* (see `Check`) failed.
+- contradicted: the effect is at least +SESOI with adjusted p below 0.05, and no required control
+  failed: attribution sits in neurons of *high* magnitude.
 - no evidence: the 95 % interval of the effect, or of the effect minus the control's, excludes
   effects as negative as -SESOI.
 - cannot tell: everything else; the smallest effect found with 80 % power is given.
+
+Where the control's labels are too faint to correct its effect there is nothing to compare with, and
+nothing is called supported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from ..datasets.pairs import CONTROL, MISCONCEPTION
-from .localisation import FAINT, Z95, Association, corrected
+from ..datasets.pairs import MISCONCEPTION
+from .localisation import FAINT, Z95, Association, corrected, differ
 
 SESOI = 0.1
 ALPHA = 0.05
@@ -45,6 +48,22 @@ class Specificity:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One control of a verdict.
+
+    Attributes:
+        required: whether "supported" and "contradicted" need it.
+        passed: None where it was not made, or cannot say.
+        found: what was seen, in words.
+    """
+
+    name: str
+    required: bool
+    passed: bool | None
+    found: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the primary test says about the claim; effects are corrected for attenuation."""
 
@@ -61,31 +80,28 @@ class Verdict:
     sesoi: float
     smallest_detectable: float | None
     specificity: Specificity | None
+    checks: tuple[Check, ...] = ()
 
 
-def compare(
+def specificity(
     misconception: Association, control: Association, resampled: Mapping[str, np.ndarray]
 ) -> Specificity | None:
-    """The difference of two corrected effects; None where either cannot be corrected.
+    """The misconception's effect minus the control's; None where either cannot be corrected.
 
     Args:
         resampled: effects [bootstraps] by property, from the same draws of items.
     """
-    one, other = corrected(misconception), corrected(control)
-    if one is None or other is None:
+    found = differ(misconception, control, resampled, paired=True)
+    if found is None:
         return None
-    spread = (
-        resampled[MISCONCEPTION] / misconception.attenuation
-        - resampled[CONTROL] / control.attenuation
-    )
-    difference, se = one[0] - other[0], float(spread.std(ddof=1))
-    return Specificity(
-        difference, se, difference - Z95 * se, difference + Z95 * se, control.n_items
-    )
+    return Specificity(found.difference, found.se, found.low, found.high, control.n_items)
 
 
-def judge(primary: Association, specificity: Specificity | None) -> Verdict:
+def judge(
+    primary: Association, against: Specificity | None, checks: Sequence[Check] = ()
+) -> Verdict:
     """Apply the rule above to the primary association (misconception, attribution)."""
+    assert primary.property == MISCONCEPTION
     head = (
         f"Within-layer rank correlation of {primary.criterion} with |attribution|, "
         f"n = {primary.n_items} questions: "
@@ -94,20 +110,26 @@ def judge(primary: Association, specificity: Specificity | None) -> Verdict:
     outcome: Outcome
     smallest = None
     found = corrected(primary)
+    failed = [check.name for check in checks if check.required and check.passed is False]
     if found is None:
         effect = low = high = None
         outcome = "cannot tell"
         claim = f"cannot tell whether {CLAIM}"
         body = (
             f"{head}effect {primary.effect:+.3f} [{primary.low:+.3f}, {primary.high:+.3f}], "
-            f"{tests}; attenuation {primary.attenuation:.3f} is below {FAINT:g}: at this number of "
-            "items the labels leave no trace that could be located."
+            f"{tests}; attenuation {primary.attenuation:.3f} (se {primary.attenuation_se:.3f}) is "
+            f"below {FAINT:g} or not told from 0: at this number of items the labels leave no "
+            "trace that could be located."
         )
     else:
-        effect, low, high = found
-        smallest = (Z95 + float(stats.norm.ppf(POWER))) * primary.se / primary.attenuation
+        effect, low, high, se = found
+        smallest = (Z95 + float(stats.norm.ppf(POWER))) * se
         significant = primary.q < ALPHA
-        if significant and effect <= -SESOI and specificity is not None and specificity.high < 0:
+        beyond = against is not None and against.high < 0
+        if significant and abs(effect) >= SESOI and (effect > 0 or beyond) and failed:
+            outcome, claim = "cannot tell", f"cannot tell whether {CLAIM}"
+            why = f"the effect is there, but a required control failed ({', '.join(failed)})"
+        elif significant and effect <= -SESOI and beyond:
             outcome, claim = "supported", f"supported: {CLAIM}"
             why = "more so than in the contrast between two true answers"
         elif significant and effect >= SESOI:
@@ -116,21 +138,21 @@ def judge(primary: Association, specificity: Specificity | None) -> Verdict:
         elif low > -SESOI:
             outcome, claim = "no evidence", f"no evidence that {CLAIM}"
             why = f"the interval excludes effects of {-SESOI:g} or below"
-        elif specificity is not None and specificity.low > -SESOI:
+        elif against is not None and against.low > -SESOI:
             outcome, claim = "no evidence", f"no evidence that {CLAIM} in particular"
             why = f"two true answers show it too, the difference excludes {-SESOI:g} or below"
         else:
             outcome, claim = "cannot tell", f"cannot tell whether {CLAIM}"
             why = f"only effects from {smallest:.2f} on would be found in 4 of 5 such runs"
-        against = (
-            "; minus control "
-            f"{specificity.difference:+.2f} [{specificity.low:+.2f}, {specificity.high:+.2f}]"
-            if specificity is not None
-            else "; the control's contrast is too faint to compare with"
-        )
+        compared = "; the control's contrast is too faint to compare with"
+        if against is not None:
+            compared = (
+                "; minus control "
+                f"{against.difference:+.2f} [{against.low:+.2f}, {against.high:+.2f}]"
+            )
         body = (
             f"{head}effect {effect:+.2f} [{low:+.2f}, {high:+.2f}] corrected for attenuation "
-            f"{primary.attenuation:.2f}, {tests}{against}: {why}."
+            f"{primary.attenuation:.2f}, {tests}{compared}: {why}."
         )
     return Verdict(
         outcome=outcome,
@@ -145,7 +167,8 @@ def judge(primary: Association, specificity: Specificity | None) -> Verdict:
         attenuation=primary.attenuation,
         sesoi=SESOI,
         smallest_detectable=smallest,
-        specificity=specificity,
+        specificity=against,
+        checks=tuple(checks),
     )
 
 
