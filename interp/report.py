@@ -1,140 +1,54 @@
-"""What a hypothesis run says: the tables in the terminal, the report, and the run directory."""
+"""What a hypothesis run says: in the terminal, as Markdown, as one HTML page, and on disk."""
 
 from __future__ import annotations
 
 import io
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..datasets.pairs import PROPERTIES
 from ..prune.expressions import is_control
 from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
-from .causal import DAMAGE, Change
-from .localisation import Association, corrected
+from .causal import EVERY
+from .content import Block, Picture, Report, Section, Table, html, markdown
+from .localisation import FAINT
 from .neurons import COLUMNS
-from .verdict import SESOI, format_p
+from .rows import (
+    Rows,
+    answerer_rows,
+    association_rows,
+    causal_rows,
+    check_rows,
+    difference_rows,
+    enrichment_rows,
+    null_rows,
+    overlap_rows,
+    property_rows,
+    specific_rows,
+    tenth_rows,
+)
+from .verdict import ALPHA, SESOI
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from .hypothesis import HypothesisResult
+    from .result import HypothesisResult
 
-Row = tuple[str, ...]
-
-
-def association_rows(result: HypothesisResult, *, full: bool = True) -> tuple[Row, list[Row]]:
-    """Header and rows of the main table: one row a property and criterion.
-
-    Args:
-        full: with the effects as seen and p; without, what fits a terminal.
-    """
-    header = (
-        "property",
-        "criterion",
-        "rho (null)",
-        *(("effect [95 %]",) if full else ()),
-        "seen",
-        "corrected effect [95 %]",
-        *(("p",) if full else ()),
-        "q",
-        "|d_z|, corrected [95 %]",
-        "q",
-        "lowest tenth (null)",
-    )
-    by_key = {(r.property, r.criterion, r.function): r for r in result.associations}
-    rows = []
-    for name, criterion in dict.fromkeys((r.property, r.criterion) for r in result.associations):
-        row = by_key[name, criterion, "attribution"]
-        dz = by_key[name, criterion, "dz"]
-        seen = f"{row.effect:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-        rows.append(
-            (
-                name,
-                criterion,
-                f"{row.rho:+.3f} ({row.rho_null:+.3f})",
-                *((seen,) if full else ()),
-                f"{row.attenuation:.2f}",
-                _corrected(row),
-                *((format_p(row.p),) if full else ()),
-                format_p(row.q),
-                _corrected(dz),
-                format_p(dz.q),
-                f"{row.share:.1%} ({row.share_null:.1%})",
-            )
-        )
-    return header, rows
-
-
-def _corrected(row: Association) -> str:
-    found = corrected(row)
-    if found is None:
-        return "too faint"
-    effect, low, high = found
-    return f"{effect:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _change(row: Change) -> str:
-    return f"{row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-
-
-def causal_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
-    """Header and rows of the causal look: one row a set, the random ones as their range."""
-    quantities = list(dict.fromkeys(row.quantity for row in result.changes))
-    intact = {row.quantity: row.intact for row in result.changes}
-    header = (
-        "silenced (change)",
-        *(name if name == DAMAGE else f"{name} margin" for name in quantities),
-    )
-    rows: list[Row] = [("nothing (value)", *(f"{intact[name]:+.3f}" for name in quantities))]
-    named = dict.fromkeys(row.set for row in result.changes if row.kind != "random")
-    for name in named:
-        chosen = {row.quantity: row for row in result.changes if row.set == name}
-        rows.append((name, *(_change(chosen[quantity]) for quantity in quantities)))
-    random = [row for row in result.changes if row.kind == "random"]
-    count = len({row.set for row in random})
-    spans = []
-    for name in quantities:
-        values = [row.change for row in random if row.quantity == name]
-        spans.append(f"{min(values):+.3f} .. {max(values):+.3f}")
-    rows.append((f"random tenth (range of {count})", *spans))
-    return header, rows
-
-
-def property_rows(result: HypothesisResult) -> tuple[Row, list[Row]]:
-    """Header and rows: what each property's pairs are, and how the intact model does on them."""
-    header = (
-        "property",
-        "a minus b",
-        "items",
-        "prefers the better",
-        "margin (nats)",
-        "tokens a / b",
-    )
-    return header, [
-        (
-            row["property"],
-            row["contrast"],
-            str(row["items"]),
-            f"{row['preferred_share']:.1%}",
-            f"{row['margin']:+.3f}",
-            f"{row['answer_tokens_a']:.1f} / {row['answer_tokens_b']:.1f}",
-        )
-        for row in result.properties
-    ]
+PAGE = "report.html"
+TABLES = "tables"
 
 
 def terminal(result: HypothesisResult) -> RenderableType:
     """Tables and verdict for a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    def table(
-        title: str, content: tuple[Row, list[Row]], left: int, *, grouped: bool = False
-    ) -> Table:
+    def grid(title: str, content: Rows, left: int, *, grouped: bool = False) -> Grid:
         header, rows = content
-        grid = Table(
+        found = Grid(
             title=f"\n{title}",
             title_justify="left",
             title_style="bold",
@@ -142,26 +56,30 @@ def terminal(result: HypothesisResult) -> RenderableType:
             padding=(0, 1),
         )
         for place, name in enumerate(header):
-            grid.add_column(name, justify="left" if place < left else "right")
+            found.add_column(name, justify="left" if place < left else "right")
         for place, row in enumerate(rows):
             # A gap between properties where they have several rows each.
             following = rows[place + 1 : place + 2]
-            grid.add_row(
+            found.add_row(
                 *row, end_section=grouped and bool(following) and following[0][0] != row[0]
             )
-        return grid
+        return found
 
     parts: list[RenderableType] = [
-        table("Pairs", property_rows(result), 2),
-        table(
+        grid("Pairs", property_rows(result), 2),
+        grid(
             "Magnitude against function: |attribution|, and |d_z|, within layers",
             association_rows(result, full=False),
             2,
             grouped=True,
         ),
     ]
-    if result.changes:
-        parts.append(table("Silencing a tenth of every layer", causal_rows(result), 1))
+    if result.effects:
+        parts.append(grid("Silencing a tenth of every layer", causal_rows(result, full=False), 1))
+    if result.answerers:
+        parts.append(grid("TruthfulQA, and what its scores are worth", answerer_rows(result), 1))
+    if result.verdict.checks:
+        parts.append(grid("Controls", check_rows(result), 4))
     parts.append(
         Text(
             "rho: rank correlation of weight score and |attribution|. null: its mean with labels "
@@ -175,111 +93,252 @@ def terminal(result: HypothesisResult) -> RenderableType:
     return Group(*parts)
 
 
-def _markdown(content: tuple[Row, list[Row]]) -> str:
-    header, rows = content
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    head = "| " + " | ".join(cell.replace("|", "\\|") for cell in header) + " |"
-    return "\n".join([head, "|" + "---|" * len(header), *lines])
+def _table(content: Rows, source: str, left: int = 1) -> Table:
+    return Table(*content, source=f"tables/{source}.csv", left=left)
 
 
-def report(result: HypothesisResult) -> str:
-    """The report in Markdown."""
+def report(result: HypothesisResult) -> Report:
+    """The whole report as data."""
+    model, options = result.manifest["model"], result.manifest["options"]
+    about = (
+        f"Model `{model['name']}` ({model['family']}, {model['layers']} layers, "
+        f"{model['neurons']:,} neurons, {model['dtype']}, weights sha256 "
+        f"`{model['sha256'][:16]}…`), {result.manifest['started']}, seed {options['seed']}."
+    )
+    sections = [_rule(), _controls(result), _pairs(result), _localisation(result)]
+    if result.nulls:
+        sections.append(_nulls(result))
+    if result.effects:
+        sections.append(_silencing(result))
+    if result.answerers:
+        sections.append(_floors(result))
+    if result.overlaps:
+        sections.append(_rivals(result))
+    if result.decoding is not None:
+        sections.append(_decoding())
+    sections += [_limits(), _data(result)]
+    return Report(
+        "Do misconceptions live in low-magnitude neurons?",
+        f"Verdict: {result.verdict.sentence}",
+        about,
+        sections,
+    )
+
+
+def _rule() -> Section:
+    return Section(
+        "The rule, stated before the run",
+        [
+            "The effect is Spearman's rank correlation, within layers, of a neuron's magnitude "
+            "with its |attribution| to the difference between a false and a true answer, beyond "
+            "its mean with true and false swapped within questions, corrected for attenuation. A "
+            "negative effect agrees with the claim.",
+            f"- *supported*: effect at most -{SESOI:g}, q below {ALPHA:g}, the effect minus the "
+            "control's has a 95 % interval below 0, and no required control failed\n"
+            f"- *contradicted*: effect at least +{SESOI:g}, q below {ALPHA:g}, and no required "
+            "control failed\n"
+            "- *no evidence*: the 95 % interval of the effect, or of the effect minus the "
+            f"control's, excludes -{SESOI:g} and below\n"
+            "- *cannot tell*: all else; where the attenuation is below "
+            f"{FAINT:g}, or less than two standard errors from 0, nothing is corrected and nothing "
+            "can be told",
+        ],
+    )
+
+
+def _controls(result: HypothesisResult) -> Section:
+    smallest = result.verdict.smallest_detectable
+    power = (
+        "No effect could be located, so no smallest one can be given."
+        if smallest is None
+        else f"The smallest effect that 4 of 5 such runs would tell from 0: {smallest:.3f}."
+    )
+    blocks: list[Block] = [power]
+    if result.verdict.checks:
+        blocks.append(_table(check_rows(result), "checks", 4))
+    return Section("Power and controls", blocks)
+
+
+def _pairs(result: HypothesisResult) -> Section:
+    return Section(
+        "Pairs",
+        [
+            _table(property_rows(result), "properties", 2),
+            "Answers are matched in length as far as the data allow; log-likelihoods are sums over "
+            "answer tokens.",
+        ],
+    )
+
+
+def _localisation(result: HypothesisResult) -> Section:
+    options = result.manifest["options"]
+    family = sum(not is_control(r.criterion) and r.q == r.q for r in result.associations)
+    blocks: list[Block] = [
+        _table(association_rows(result), "associations", 2),
+        "rho: Spearman's correlation within each layer, averaged over layers. null: its mean when "
+        f"labels are swapped within items at random ({options['permutations']} draws). Effect: rho "
+        "minus that mean, +- 1.96 standard errors: of items "
+        f"({options['bootstraps']} resamples) and of orders without meaning together. Seen: how "
+        "much of a true effect shows at this number of items, from planted orders (standard error "
+        "in brackets); corrected: effect divided by it, its error included. p: two-sided, from the "
+        f"null. q: Benjamini-Hochberg over {family} tests (criteria given, without controls x "
+        "properties without the control x |attribution|, |d_z| and AUROC). Given loudness: the "
+        "effect, as seen, with mean |activation| and the norm of `down` partialled out; its p from "
+        "the same null. `balanced` and `gauged` are the first criterion in other parametrisations "
+        "of the same function.",
+        Picture(
+            "localisation", "Corrected effects by criterion and property; grey: too small to matter"
+        ),
+        Picture("null", "The primary statistic under swapped labels, and as observed"),
+        _table(tenth_rows(result), "tenths", 2),
+        "Shares of |attribution| (mass) and of the top 1 % of neurons in each tenth by the first "
+        "criterion, within layers (under the null).",
+        Picture("mass", "Share of |attribution| in each tenth, by layer and property"),
+        Picture("magnitude", "Magnitude against attribution in every layer"),
+        _table(enrichment_rows(result), "enrichment", 3),
+        "Numbers of the top 1 % of each layer in its lowest and highest tenth, all layers "
+        "together, against drawing neurons at random (hypergeometric). That null takes neurons for "
+        "independent, which they are not: descriptive.",
+    ]
+    if result.differences:
+        blocks += [
+            _table(difference_rows(result), "differences", 3),
+            "Corrected effects of the misconception contrast minus those of others.",
+        ]
+    blocks.append(Picture("umap", "Neurons by functional profile, coloured by magnitude and layer"))
+    return Section("Magnitude against function, within layers", blocks)
+
+
+def _nulls(result: HypothesisResult) -> Section:
+    return Section(
+        "Models that know nothing",
+        [
+            _table(null_rows(result), "null-models", 2),
+            "*untrained*: the same shape with random weights. *row-shuffled*: in every MLP rows of "
+            "gate, rows of up and columns of down have changed places, each matrix in an order of "
+            "its own. The primary test with q = p.",
+        ],
+    )
+
+
+def _silencing(result: HypothesisResult) -> Section:
+    def sizes(alone: bool) -> str:
+        n = {r.quantity: r.n_items for r in result.effects if (r.layer > EVERY) == alone}
+        return ", ".join(f"{name} {count}" for name, count in n.items())
+
+    blocks: list[Block] = [
+        _table(causal_rows(result), "causal"),
+        "Changes against the intact model with 95 % bootstrap intervals over items (n: "
+        f"{sizes(alone=False)}). Margins are LL(preferred) - LL(other) in nats per item; damage is "
+        "the rise of the mean negative log-likelihood of neutral text in nats per token. mean: "
+        "neurons replaced by their mean on neutral text, position 0 left alone; zero: what pruning "
+        "does.",
+        Picture("causal", "Every tenth of all layers, beside random tenths"),
+        _table(specific_rows(result), "causal", 2),
+        "z: against random tenths of the same counts. At equal damage: what is left of the change "
+        "beyond the line of change on damage through the random tenths (*: damage outside theirs, "
+        "so that the line is extrapolated). *Less a rival class*: with the neurons of one such "
+        "class protected, in the order of the table of rivals.",
+    ]
+    if any(row.layer > EVERY for row in result.effects):
+        blocks.append(
+            Picture("map", f"Every layer's tenths silenced alone (n: {sizes(alone=True)})")
+        )
+    return Section("Silencing tenths", blocks)
+
+
+def _floors(result: HypothesisResult) -> Section:
+    return Section(
+        "What the scores are worth",
+        [
+            _table(answerer_rows(result), "answerers"),
+            f"TruthfulQA's multiple choice after its six-question primer, "
+            f"{result.answerers[0].n} questions. Chance: all choices equally likely. Length only: "
+            "an answerer that sees how long choices are. T: log-likelihoods divided by it; the "
+            "model knows no more or less and is only less sure.",
+            Picture("dose", "Scores and damage under growing cuts"),
+            Picture("entropy", "MC2 against indecision"),
+        ],
+    )
+
+
+def _rivals(result: HypothesisResult) -> Section:
+    return Section(
+        "Neurons with other jobs",
+        [
+            _table(overlap_rows(result), "overlaps", 2),
+            "Entropy neurons write where the unembedding hardly reads; token-frequency neurons "
+            "move logits with the frequency of tokens; super-weight carriers make the spikes on "
+            "which the model stands. p: of a random cut of the same counts (hypergeometric).",
+        ],
+    )
+
+
+def _decoding() -> Section:
+    return Section(
+        "Linear probes",
+        [
+            Picture(
+                "decoding",
+                "False or true? Accuracy of linear probes on tenths of each layer, "
+                "questions left out",
+            ),
+            "Logistic regression on mean activations, folds by question. Dashed: what can be told "
+            "without the model. All results with control tasks: `tables/decoding.csv`.",
+        ],
+    )
+
+
+def _limits() -> Section:
+    return Section(
+        "What this does not show",
+        [
+            "- Attribution is first order: what silencing one neuron costs, not what silencing "
+            "many does.\n"
+            "- Correlation within a layer says nothing of differences between layers.\n"
+            "- `ppm`, `maw`, `vow`, `pon` and `l2` do not see `down`: rescaling up against down "
+            "leaves the function and changes the score. A localisation by such a score is about "
+            "this parametrisation.\n"
+            "- Noise draws rank correlations towards the null. The correction for it assumes "
+            "half-normal standardised effects.\n"
+            "- The contrast of two answers holds everything in which they differ, not the "
+            "misconception alone; the control shows how much two true answers differ in the same "
+            "way.\n"
+            "- p of a silenced tenth takes changes by random tenths for normal; the specific "
+            "effect takes them for linear in damage.\n"
+            "- Direct effects on logits, by which neurons with other jobs are found, leave out "
+            "what later layers make of them.",
+        ],
+    )
+
+
+def _data(result: HypothesisResult) -> Section:
     manifest = result.manifest
-    model, options = manifest["model"], manifest["options"]
     data = "\n".join(
-        f"- {d['name']}: {d['records']} records, {d['origin']}, sha256 {str(d['sha256'])[:16]}…"
+        f"- {d['name']}: {d['records']} records, {d['origin']}, sha256 `{str(d['sha256'])[:16]}…`"
         for d in manifest["data"]
     )
-    warnings = "\n".join(f"- {w}" for w in manifest["warnings"]) or "- none"
-    family = sum(
-        not is_control(r.criterion) and not PROPERTIES[r.property].is_control
-        for r in result.associations
-    )
-    figures = "![Effects by criterion and property](figures/localisation.png)\n"
-    causal = ""
-    if result.changes:
-        n = {r.quantity: r.n_items for r in result.changes}
-        sizes = ", ".join(f"{name} {count}" for name, count in n.items())
-        causal = f"""## Silencing a tenth of every layer
-
-{_markdown(causal_rows(result))}
-
-Changes against the intact model with 95 % bootstrap intervals over items (n: {sizes}). Margins are
-LL(preferred) - LL(other) in nats per item; damage is the rise of the mean negative log-likelihood
-of neutral text in nats per token. The range of a few random tenths is no test.
-
-![Change when tenths are silenced](figures/causal.png)
-
-"""
-    return f"""# Do misconceptions live in low-magnitude neurons?
-
-**Verdict: {result.verdict.sentence}**
-
-Model `{model["name"]}` ({model["family"]}, {model["layers"]} layers, {model["neurons"]:,} neurons,
-{model["dtype"]}, weights sha256 `{model["sha256"][:16]}…`), {manifest["started"]},
-seed {options["seed"]}.
-
-## Pairs
-
-{_markdown(property_rows(result))}
-
-Answers are matched in length as far as the data allow; log-likelihoods are sums over answer tokens.
-
-## Magnitude against function, within layers
-
-{_markdown(association_rows(result))}
-
-rho: Spearman's correlation of the weight score with the functional score, within each layer,
-averaged over layers. null: its mean when labels are swapped within items at random
-({options["permutations"]} draws). Effect: rho minus that mean, with effect +- 1.96 standard errors
-from resampling items ({options["bootstraps"]} draws). Seen: how much of a true effect shows at this
-number of items, from planted orders; corrected: effect and interval divided by it. p: two-sided,
-from the null. q: Benjamini-Hochberg over {family} tests (criteria without controls x properties
-without the control x |attribution| and |d_z|). A negative effect says that function falls with
-magnitude. Smallest effect of interest: {SESOI:g}.
-Lowest tenth: share of the layer's |attribution| in the tenth of neurons lowest by the
-criterion, and what it would be under the null.
-
-{figures}
-{causal}## What this does not show
-
-- Attribution is first order: what silencing one neuron costs, not what silencing many does.
-- Correlation within a layer says nothing of differences between layers.
-- `ppm`, `maw`, `vow`, `pon` and `l2` do not see `down`: rescaling up against down leaves the
-  function and changes the score. A localisation by such a score is about this parametrisation.
-- Noise draws rank correlations towards the null. The correction for it assumes half-normal
-  standardised effects, and takes the factor as known.
-- The interval is over items, with the neurons as they are; `random:0` shows what an order without
-  meaning gives on them.
-- The contrast of two answers holds everything in which they differ, not the misconception alone;
-  the control shows how much two true answers differ in the same way.
-
-## Data
-
-{data}
-
-Not used or noteworthy:
-
-{warnings}
-
-## How to run this again
-
-```
-{" ".join(_quoted(word) for word in manifest["argv"])}
-```
-
-`neurons.parquet`: one row a neuron. {"; ".join(f"`{k}`: {v}" for k, v in COLUMNS.items())}; other
-columns are weight scores. `layers.csv`: the rank correlation in every layer.
-"""
+    blocks: list[Block] = [data]
+    if manifest["warnings"]:
+        blocks += ["Not used or noteworthy:", "\n".join(f"- {w}" for w in manifest["warnings"])]
+    command = " ".join(map(shlex.quote, manifest["argv"]))
+    columns = "; ".join(f"`{k}`: {v}" for k, v in COLUMNS.items())
+    blocks += [
+        "To run this again:",
+        f"```\n{command}\n```",
+        f"`neurons.parquet`: one row a neuron. {columns}; other columns are weight scores. "
+        "`tables/`: every number above.",
+    ]
+    return Section("Data, and how to run this again", blocks)
 
 
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
-
-
-def write_run(result: HypothesisResult, path: Path, *, overwrite: bool = False) -> None:
+def write_run(
+    result: HypothesisResult,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
     """Write the run directory, whole or not at all.
 
     Raises:
@@ -287,14 +346,18 @@ def write_run(result: HypothesisResult, path: Path, *, overwrite: bool = False) 
     """
     from .figures import write_figures
 
+    whole = report(result)
     with writing(path, overwrite=overwrite) as scratch:
         # Through memory: a full disk is then one plain OSError, whatever the library would say.
         table = io.BytesIO()
         result.neurons.write_parquet(table)
         (scratch / NEURONS).write_bytes(table.getvalue())
-        (scratch / "layers.csv").write_text(result.layers.write_csv())
-        write_figures(result, scratch / FIGURES)
-        (scratch / REPORT).write_text(report(result), encoding="utf-8")
+        (scratch / TABLES).mkdir()
+        for name, frame in result.tables().items():
+            (scratch / TABLES / f"{name}.csv").write_text(frame.write_csv())
+        write_figures(result, scratch / FIGURES, tell)
+        (scratch / REPORT).write_text(markdown(whole, scratch / FIGURES), encoding="utf-8")
+        (scratch / PAGE).write_text(html(whole, scratch / FIGURES), encoding="utf-8")
         columns = {
             NEURONS: dict(zip(result.neurons.columns, map(str, result.neurons.dtypes), strict=True))
         }
