@@ -31,7 +31,7 @@ demo: $(VENV)/.run ## the main job on a real model with the built-in sample
 	$(BIN)/glulens demo
 
 test: $(VENV)/.dev ## every test but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

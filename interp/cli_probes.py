@@ -75,9 +75,10 @@ def probe(
     from ..progress import on_stderr
     from ..prune.expressions import parse_criteria
     from ..rundir import unused
-    from .probe import find_unfinished, resumable
     from .probe import probe as run
+    from .probe import resumable
     from .probe_files import contrast_rows
+    from .unfinished import find_unfinished
 
     if criteria is not None:
         options["criteria"] = parse_criteria(criteria)

@@ -2,42 +2,39 @@
 
 Scores every neuron by its weights, records what it does on pairs of texts, attributes the pairs'
 log-likelihood difference to it, tests whether the two orders have anything to do with each other,
-and takes a first causal look. See `localisation`, `causal` and `verdict` for the statistics.
+silences tenths of the neurons, and asks the same of models that know nothing and of answerers whose
+scores mean nothing. See `localisation`, `causal`, `floors`, `rivals`, `controls` and `verdict`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..datasets.pairs import CONTROL, MISCONCEPTION, PROPERTIES, Material, Pair, load_material
-from ..datasets.records import Passage
-from ..datasets.sources import BUILTIN
 from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
-from ..prune.expressions import is_control, parse_criterion
+from ..prune.expressions import is_control
 from ..prune.mlps import find_mlps
 from ..prune.models import DTYPES, OpenedModel, open_model
 from ..prune.scoring import score_mlps
-from ..rundir import check_free
-from .causal import Change, causal_look, causal_sets
-from .localisation import (
-    FUNCTIONS,
-    Association,
-    Function,
-    Localiser,
-    Resamples,
-    associate,
-    benjamini_hochberg,
-    functional,
-)
+from .controls import checks, gauges, null_models, places
+from .enrichment import Enrichment, enrichment
+from .localisation import Association, Difference, Found, associate, differ
+from .localiser import Localiser
 from .neurons import neuron_table
-from .verdict import Specificity, Verdict, compare, judge
+from .options import DEFAULT_CRITERIA, Options, make_options
+from .resamples import FUNCTIONS, Function, Resamples, benjamini_hochberg, functional
+from .result import FAMILY, HypothesisResult
+from .stages import Stages, worth_keeping
+from .unfinished import at_work, folder_of
+from .verdict import Specificity, judge, specificity
 from .versions import occasion, source_entry, versions
 
 if TYPE_CHECKING:
@@ -45,111 +42,17 @@ if TYPE_CHECKING:
 
     from ..probes.contrasts import Contrasts
 
-DEFAULT_CRITERIA = ("ppm", "maw", "vow", "pon", "l2", "random:0")
-NEUTRAL_STREAM = 99
-"""Of the random draws in the causal look, whose properties count from 0."""
-FAMILY = "criteria (without controls) x properties (without the control) x attribution and d_z"
+__all__ = ["DEFAULT_CRITERIA", "HypothesisResult", "Options", "hypothesis", "make_options"]
 
-
-@dataclass(frozen=True)
-class Options:
-    """How a hypothesis run is made; the command's options, and what the manifest records."""
-
-    data: str = BUILTIN
-    """`builtin`, `hub`, or a folder of official files."""
-    limit: int | None = None
-    """Items per property, drawn at random; all if not given."""
-    criteria: tuple[str, ...] = DEFAULT_CRITERIA
-    """Weight criteria; the first is the primary one, on which the verdict rests."""
-    seed: int = 0
-    """Of every draw."""
-    engine: str = "hooks"
-    """`hooks` or `lens`."""
-    chat: bool = False
-    """Whether prompts go through the model's chat template."""
-    permutations: int = 2000
-    """Draws of the item-label null."""
-    bootstraps: int = 500
-    """Resamples of items for intervals."""
-    causal_items: int = 40
-    """At most so many items a property in the causal look; 0 leaves it out."""
-    causal_random: int = 5
-    """Random tenths in the causal look."""
-    max_tokens: int = 1024
-    """Padded tokens in a batch; lower it when memory is short."""
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 2:
-            raise UsageError(
-                f"limit {self.limit}: at least 2 items are needed; leave it out for all"
-            )
-        if not self.criteria:
-            raise UsageError("no criterion given")
-        for name in self.criteria:
-            if parse_criterion(name).needs_recording:
-                raise UsageError(
-                    f"criterion {name!r} looks at activations; the hypothesis is about weights: "
-                    "give weight criteria"
-                )
-        if is_control(self.criteria[0]):
-            raise UsageError(f"the first criterion carries the verdict; {self.criteria[0]} cannot")
-        for name, least in (
-            ("seed", 0),
-            ("permutations", 100),
-            ("bootstraps", 100),
-            ("causal_items", 0),
-            ("causal_random", 1),
-            ("max_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: at least {least} is needed")
-
-
-@dataclass(frozen=True)
-class HypothesisResult:
-    """What a run found.
-
-    Attributes:
-        verdict: the primary test in words and numbers.
-        associations: every criterion against every functional score of every property.
-        changes: the causal look.
-        neurons: one row a neuron: `layer`, `neuron`, scores, functional columns.
-        layers: one row a layer, criterion, property and function: the rank correlation there.
-        properties: per property: items, margin, accuracy, answer lengths.
-        manifest: what was run on what.
-    """
-
-    verdict: Verdict
-    associations: tuple[Association, ...]
-    changes: tuple[Change, ...]
-    neurons: polars.DataFrame
-    layers: polars.DataFrame
-    properties: tuple[dict[str, Any], ...]
-    manifest: dict[str, Any]
-    path: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return {
-            "schema_version": 1,
-            "verdict": asdict(self.verdict),
-            "family": FAMILY,
-            "associations": [_finite(asdict(row)) for row in self.associations],
-            "causal": [asdict(row) for row in self.changes],
-            "properties": list(self.properties),
-            "path": str(self.path) if self.path else None,
-        }
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
+TOGETHER = ((MISCONCEPTION, CONTROL),)
+"""Properties that share texts and are recorded in one go."""
 
 
 def hypothesis(
     model: OpenedModel | str,
     *,
     output: str | Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     dtype: str = "auto",
     device: str = "auto",
@@ -162,7 +65,8 @@ def hypothesis(
     Args:
         model: an opened model, or a name for `open_model`.
         output: where to write a run directory; nothing is written without it.
-        overwrite: replace a run that is there.
+        resume: go on with the run that was begun there.
+        overwrite: replace a run that is there, finished or not.
         dtype, device: for `open_model`.
         progress: told how far it is.
         argv: the command line, for the manifest.
@@ -172,164 +76,265 @@ def hypothesis(
         UsageError, ModelError, DataError, RunError, ResourceError: see `errors`.
     """
     settings = make_options(**options)
-    if output is not None:
-        check_free(Path(output), overwrite=overwrite)
+    folder = None if output is None else folder_of(output, resume=resume, overwrite=overwrite)
+    if output is None and resume:
+        raise UsageError("there is nothing to go on with where nothing is written; give an output")
     started = time.time()
     material = load_material(settings.data, limit=settings.limit, seed=settings.seed)
     if isinstance(model, str):
         if dtype not in DTYPES:
             raise UsageError(f"dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
         model = open_model(model, dtype=dtype, device=device, progress=progress)  # pyright: ignore
-    try:
-        result = _run(model, material, settings, progress)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"out of memory; lower --max-tokens (now {settings.max_tokens}) or --limit"
-        ) from error
-    manifest = _manifest(model, material, settings, result, started, argv)
-    result = replace(result, manifest=manifest)
-    if output is None:
-        return result
-    from .report import write_run
+    about = [
+        model.source.sha256,
+        str(model.model.dtype),
+        asdict(settings),
+        [dict(entry) for entry in material.provenance],
+    ]
+    with at_work(folder, worth_keeping=worth_keeping) if folder else nullcontext():
+        stages = Stages(folder, about)
+        try:
+            result = _run(model, material, settings, stages, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"out of memory; lower --max-tokens (now {settings.max_tokens}) or --limit"
+            ) from error
+        manifest = _manifest(model, material, settings, stages, result, started, argv)
+        result = replace(result, manifest=manifest)
+        if output is not None:
+            from .report import write_run
 
-    write_run(result, Path(output), overwrite=overwrite)
-    return replace(result, path=Path(output))
-
-
-def make_options(**options: Any) -> Options:
-    """`Options`, with an unknown name told apart from a bad value."""
-    allowed = [field.name for field in fields(Options)]
-    for name in options:
-        if name not in allowed:
-            raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
-    return Options(**options)
+            result = replace(result, path=Path(output))
+            write_run(result, Path(output), overwrite=overwrite)
+    return result
 
 
 def _run(
-    opened: OpenedModel, material: Material, options: Options, progress: Progress
+    opened: OpenedModel,
+    material: Material,
+    options: Options,
+    stages: Stages,
+    progress: Progress,
 ) -> HypothesisResult:
-    from ..probes.contrasts import record_contrasts
     from ..probes.engine import make_engine
     from ..probes.tokens import Encoder
+    from .experiments import Experiments
 
-    scores = score_mlps(find_mlps(opened.model), options.criteria, progress=progress)
-    # Wrapping for TransformerLens replaces modules, so weights are read before.
-    engine = make_engine(opened, options.engine)
+    mlps = find_mlps(opened.model)
+    gated = all("gate" in mlp.layout.slots for mlp in mlps)
+    wanted = dict.fromkeys(options.criteria)
+    if gated:
+        wanted |= dict.fromkeys(gauges(options.criteria[0]))
+    everything = score_mlps(mlps, (*wanted, "vow_out"), progress=progress)
+    scores = {name: everything[name] for name in wanted}
     config = opened.model.config.get_text_config()
     encoder = Encoder(
         opened.tokenizer,
         chat=options.chat,
         max_length=getattr(config, "max_position_embeddings", None),
     )
-    contrasts = record_contrasts(
-        engine, encoder, material.pairs, max_tokens=options.max_tokens, progress=progress
+    nulls = []
+    shared = _first_questions(material, options.null_items)
+    if shared:  # before an engine wraps the model, which a copy would not survive
+        nulls = null_models(opened, encoder, shared, options, stages, progress=progress)
+    experiments = Experiments(opened, encoder, material, scores, options, stages, progress)
+    # Wrapping for TransformerLens replaces modules, so weights are read before.
+    engine = make_engine(opened, options.engine)
+    contrasts = _record(engine, encoder, material, options, stages, progress)
+    tested = _test(scores, everything["vow_out"], contrasts, options, progress)
+    effects, items = experiments.silence(engine)
+    answerers, doses = experiments.dose(engine)
+    decoding = experiments.decode(contrasts)
+    found = checks(
+        options.criteria[0],
+        tested.associations,
+        tested.differences,
+        nulls,
+        effects,
+        answerers,
+        experiments.overlaps,
     )
-    localiser = Localiser(scores)
-    associations, specificity = _test(localiser, contrasts, options, progress)
-    changes: list[Change] = []
-    if options.causal_items:
-        pairs, passages = causal_draw(material, options)
-        changes = causal_look(
-            engine,
-            encoder,
-            pairs,
-            passages,
-            causal_sets(scores, options.criteria[0], options.causal_random, options.seed),
-            seed=options.seed,
-            max_tokens=options.max_tokens,
-            progress=progress,
-        )
     primary = next(
         row
-        for row in associations
+        for row in tested.associations
         if (row.property, row.criterion, row.function)
         == (MISCONCEPTION, options.criteria[0], "attribution")
     )
     return HypothesisResult(
-        verdict=judge(primary, specificity),
-        associations=tuple(associations),
-        changes=tuple(changes),
+        verdict=judge(primary, tested.specificity, found),
+        associations=tested.associations,
+        tenths=tested.tenths,
+        enrichments=tested.enrichments,
+        differences=tested.differences,
+        nulls=tuple(nulls),
+        effects=tuple(effects),
+        items=items,
+        answerers=tuple(answerers),
+        doses=tuple(doses),
+        overlaps=tuple(experiments.overlaps),
+        decoding=decoding,
+        null_draws=tested.null_draws,
         neurons=neuron_table(engine.widths, scores, contrasts),
-        layers=_layer_table(localiser, contrasts),
+        layers=tested.layers,
         properties=tuple(_describe(name, found) for name, found in contrasts.items()),
         manifest={},
     )
 
 
-def causal_draw(
-    material: Material, options: Options
-) -> tuple[dict[str, list[Pair]], list[Passage]]:
-    """The pairs, by property, and the neutral passages of the causal look, each drawn at random."""
+def _first_questions(material: Material, count: int) -> dict[str, list[Pair]]:
+    """Some questions' misconception pairs, and the control pairs of the same questions."""
+    chosen = material.pairs[MISCONCEPTION][:count]
+    known = {pair.item for pair in chosen}
+    control = [pair for pair in material.pairs[CONTROL] if pair.item in known]
+    return {MISCONCEPTION: list(chosen), CONTROL: control} if len(control) > 1 else {}
 
-    def some(total: int, stream: int, count: int) -> list[int]:
-        order = np.random.default_rng([options.seed, 3, stream]).permutation(total)
-        return order[:count].tolist()
 
-    # The control is a control of the localisation; it has no margin to lose.
-    pairs = {
-        name: [found[i] for i in some(len(found), place, options.causal_items)]
-        for place, (name, found) in enumerate(material.pairs.items())
-        if not PROPERTIES[name].is_control
-    }
-    drawn = some(len(material.neutral), NEUTRAL_STREAM, max(2, options.causal_items // 2))
-    return pairs, [material.neutral[i] for i in drawn]
+def _record(
+    engine: Any,
+    encoder: Any,
+    material: Material,
+    options: Options,
+    stages: Stages,
+    progress: Progress,
+) -> dict[str, Contrasts]:
+    from ..probes.contrasts import Contrasts, record_contrasts
+
+    alone = [name for name in material.pairs if not any(name in some for some in TOGETHER)]
+    found: dict[str, Contrasts] = {}
+    for group in (*TOGETHER, *((name,) for name in alone)):
+        pairs = {name: material.pairs[name] for name in group}
+
+        def make(pairs: Any = pairs) -> dict[str, np.ndarray]:
+            recorded = record_contrasts(
+                engine, encoder, pairs, max_tokens=options.max_tokens, progress=progress
+            )
+            return {
+                f"{name}/{key}": value
+                for name, one in recorded.items()
+                for key, value in one.arrays().items()
+            }
+
+        arrays = stages("contrasts-" + "-".join(group), make)
+        for name, members in pairs.items():
+            start = f"{name}/"
+            part = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+            found[name] = Contrasts.restored([pair.item for pair in members], part)
+    return {name: found[name] for name in material.pairs}
+
+
+class _Tested:
+    """Everything that comes of the recorded contrasts."""
+
+    def __init__(self) -> None:
+        self.associations: tuple[Association, ...] = ()
+        self.tenths: tuple[Any, ...] = ()
+        self.enrichments: tuple[Enrichment, ...] = ()
+        self.differences: tuple[Difference, ...] = ()
+        self.specificity: Specificity | None = None
+        self.null_draws = np.zeros(0)
+        self.layers: polars.DataFrame
 
 
 def _test(
-    localiser: Localiser,
+    scores: dict[str, list[np.ndarray]],
+    output_norms: Sequence[np.ndarray],
     contrasts: dict[str, Contrasts],
     options: Options,
     progress: Progress,
-) -> tuple[list[Association], Specificity | None]:
-    associations: list[Association] = []
-    effects: dict[str, np.ndarray] = {}
-    boots = {}
+) -> _Tested:
+    import polars
+
+    primary = options.criteria[0]
+    widths = [len(layer) for layer in scores[primary]]
+    ends = np.cumsum(widths)[:-1]
+    boots: dict[str, Resamples] = {}
+    all_found: dict[tuple[str, Function], Found] = {}
+    enrichments: list[Enrichment] = []
+    layers: list[dict[str, Any]] = []
     for place, (name, found) in enumerate(contrasts.items()):
         n = len(found.items)
         rng = np.random.default_rng([options.seed, 4, place])
+        loud = np.split(np.nan_to_num(found.activation.mean_abs), ends)
+        localiser = Localiser(scores, (loud, output_norms))
         flips = Resamples.sign_flips(n, options.permutations, rng)
         if name == CONTROL:
             # The control's items are some of the misconceptions': resampled together with them.
-            places = {item: k for k, item in enumerate(contrasts[MISCONCEPTION].items)}
-            boots[name] = boots[MISCONCEPTION].subset(np.array([places[i] for i in found.items]))
+            boots[name] = boots[MISCONCEPTION].subset(places(contrasts))
         else:
             boots[name] = Resamples.bootstrap(n, options.bootstraps, rng)
         for function in FUNCTIONS:
-            rows, resampled = associate(
-                localiser,
-                name,
-                _matrix(found, function),
-                function,
-                flips,
-                boots[name],
-                rng,
-                progress=progress,
+            matrix = _matrix(found, function)
+            all_found[name, function] = associate(
+                localiser, name, matrix, function, flips, boots[name], rng, progress=progress
             )
-            associations += rows
-            if function == "attribution":
-                effects[name] = resampled[:, 0]
-    associations = _adjust(associations)
-    first = {
+            values = functional(matrix, Resamples.observed(n), function)
+            layers += _layer_rows(localiser, name, function, values)
+            enrichments += enrichment(
+                name, primary, function, scores[primary], np.split(values[0], ends)
+            )
+    result = _Tested()
+    result.associations = tuple(
+        _adjust(
+            [row for whole in all_found.values() for row in whole.associations], options.criteria
+        )
+    )
+    result.tenths = tuple(row for whole in all_found.values() for row in whole.tenths)
+    result.enrichments = tuple(enrichments)
+    result.differences = tuple(_differences(all_found, result.associations))
+    at = list(scores).index(primary)
+    result.null_draws = all_found[MISCONCEPTION, "attribution"].null[:, at]
+    rows = {
         row.property: row
-        for row in associations
-        if row.function == "attribution" and row.criterion == options.criteria[0]
+        for row in result.associations
+        if row.function == "attribution" and row.criterion == primary
     }
-    return associations, compare(first[MISCONCEPTION], first[CONTROL], effects)
+    result.specificity = specificity(
+        rows[MISCONCEPTION],
+        rows[CONTROL],
+        {n: all_found[n, "attribution"].resampled[:, at] for n in (MISCONCEPTION, CONTROL)},
+    )
+    result.layers = polars.DataFrame(layers)
+    return result
+
+
+def _differences(
+    found: dict[tuple[str, Function], Found], rows: Sequence[Association]
+) -> list[Difference]:
+    """Misconception minus each other property, by every criterion."""
+    by_key = {(row.property, row.function, row.criterion): row for row in rows}
+    result = []
+    for (name, function), other in found.items():
+        if name == MISCONCEPTION:
+            continue
+        whole = found[MISCONCEPTION, function]
+        for k, row in enumerate(whole.associations):
+            key = function, row.criterion
+            draws = {MISCONCEPTION: whole.resampled[:, k], name: other.resampled[:, k]}
+            difference = differ(
+                by_key[MISCONCEPTION, *key], by_key[name, *key], draws, paired=name == CONTROL
+            )
+            if difference is not None:
+                result.append(difference)
+    return result
 
 
 def _matrix(found: Contrasts, function: Function) -> np.ndarray:
     """The item contrasts that a functional score is made of."""
-    return found.attribution if function == "attribution" else found.difference
+    if function == "attribution":
+        return found.attribution
+    return found.difference if function == "dz" else found.ranks
 
 
-def _adjust(rows: list[Association]) -> list[Association]:
+def _adjust(rows: list[Association], criteria: Sequence[str]) -> list[Association]:
     """Benjamini-Hochberg over the family; the correlations and the shares are one family each."""
     family = [
         k
         for k, row in enumerate(rows)
-        if not is_control(row.criterion) and not PROPERTIES[row.property].is_control
+        if row.criterion in criteria
+        and not is_control(row.criterion)
+        and not PROPERTIES[row.property].is_control
     ]
     q = benjamini_hochberg([rows[k].p for k in family])
     share_q = benjamini_hochberg([rows[k].share_p for k in family])
@@ -340,28 +345,23 @@ def _adjust(rows: list[Association]) -> list[Association]:
     ]
 
 
-def _layer_table(localiser: Localiser, contrasts: dict[str, Contrasts]) -> polars.DataFrame:
-    import polars
-
-    rows = []
-    for name, found in contrasts.items():
-        for function in FUNCTIONS:
-            matrix = _matrix(found, function)
-            values = functional(matrix, Resamples.observed(len(matrix)), function)
-            rho, share = localiser.by_layer(values)
-            rows += [
-                {
-                    "property": name,
-                    "function": function,
-                    "criterion": criterion,
-                    "layer": layer,
-                    "rho": float(rho[layer, 0, k]),
-                    "lowest_tenth_share": float(share[layer, 0, k]),
-                }
-                for k, criterion in enumerate(localiser.criteria)
-                for layer in range(len(localiser.widths))
-            ]
-    return polars.DataFrame(rows)
+def _layer_rows(
+    localiser: Localiser, name: str, function: Function, values: np.ndarray
+) -> list[dict[str, Any]]:
+    profile = localiser.by_layer(values)
+    return [
+        {
+            "property": name,
+            "function": function,
+            "criterion": criterion,
+            "layer": layer,
+            "rho": float(profile.rho[layer, 0, k]),
+            "partial": float(profile.partial[layer, 0, k]),
+            **{f"mass_{t}": float(profile.mass[layer, 0, k, t]) for t in range(10)},
+        }
+        for k, criterion in enumerate(localiser.criteria)
+        for layer in range(len(localiser.widths))
+    ]
 
 
 def _describe(name: str, found: Contrasts) -> dict[str, Any]:
@@ -382,6 +382,7 @@ def _manifest(
     opened: OpenedModel,
     material: Material,
     options: Options,
+    stages: Stages,
     result: HypothesisResult,
     started: float,
     argv: Sequence[str] | None,
@@ -403,6 +404,7 @@ def _manifest(
         "data": list(material.provenance),
         "items": {name: len(pairs) for name, pairs in material.pairs.items()},
         "tests": {"family": FAMILY, "correction": "Benjamini-Hochberg"},
-        "warnings": list(material.notes),
+        "warnings": [*material.notes, *stages.notes],
+        "resumed": list(stages.reused),
         "versions": versions("torch", "transformers", "numpy", "scipy", "polars"),
     }

@@ -15,22 +15,20 @@ While it is made, what is needed to go on after a kill stands in RUN.unfinished.
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.probe_sets import ProbeSet, load_probe_sets
 from ..datasets.sources import BUILTIN
-from ..errors import DataError, RunError, UnfinishedError, UsageError
+from ..errors import DataError, UsageError
 from ..progress import Progress, silent
 from ..prune.expressions import parse_criterion
 from ..rundir import ROOM, RunDirectory, absolute, check_free, open_run
+from .unfinished import at_work, folder_of, holds
 
 if TYPE_CHECKING:
     from ..probes.engine import Engine
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from ..prune.models import OpenedModel
     from ..prune.selection import NeuronSet
 
-UNFINISHED = ".unfinished"
+STATES = "state-?.safetensors"
 
 
 @dataclass(frozen=True)
@@ -242,16 +240,7 @@ def probe(
 
     settings = ProbeOptions(**options)
     path = absolute(output)
-    check_free(path, overwrite=overwrite)
-    folder = path.with_name(path.name + UNFINISHED)
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-        raise RunError(f"{folder} is in the way: no folder of ours; move it, or choose another -o")
-    if folder.exists() and not resume and not overwrite:
-        raise UnfinishedError(
-            f"{folder} holds an unfinished run; go on with --resume, or begin anew with --overwrite"
-        )
-    if resume and not folder.is_dir():
-        raise RunError(f"there is nothing to go on with at {folder}; leave --resume out")
+    folder = folder_of(path, resume=resume, overwrite=overwrite)
     started = time.time()
     cut = NeuronSet.load(settings.mask) if settings.mask else None
     sets = load_probe_sets(settings.on, settings.data, limit=settings.limit, seed=settings.seed)
@@ -277,8 +266,7 @@ def probe(
         check_rankable(scores, settings)
     # Wrapping for TransformerLens replaces modules, so weights are read before.
     engine = make_engine(opened, settings.engine, remote=settings.remote)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder), _kept_if_resumable(folder):
+    with at_work(folder, worth_keeping=lambda folder: any(folder.glob(STATES))):
         recorded = _record(
             opened, engine, prepared, settings, cut, folder, resume=resume, every=every,
             progress=progress,
@@ -294,7 +282,6 @@ def probe(
         )  # fmt: skip
         if recorded.means is not None:
             recorded.means[0].close()
-    shutil.rmtree(folder, ignore_errors=True)
     return open_run(path)
 
 
@@ -344,39 +331,9 @@ def _room(job: Job, settings: ProbeOptions, layouts: Sequence[MlpLayout]) -> int
     return ROOM + 3 * (tables + 4 * neurons * job.samples) + means
 
 
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps two processes from working on one unfinished run."""
-    import fcntl
-
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RunError(f"another process is at work on {folder}; wait for it or stop it") from error
-    finally:
-        os.close(file)
-
-
 def resumable(output: str | Path) -> bool:
     """Whether a run that was begun at `output` can be gone on with."""
-    try:
-        path = absolute(output)
-        return any(path.with_name(path.name + UNFINISHED).glob("state-?.safetensors"))
-    except (OSError, ValueError, RunError):
-        return False
-
-
-@contextmanager
-def _kept_if_resumable(folder: Path) -> Iterator[None]:
-    """Takes an unfinished run away again when the work fails before anything is worth keeping."""
-    try:
-        yield
-    except BaseException:
-        if not any(folder.glob("state-?.safetensors")):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    return holds(output, STATES)
 
 
 def _manifest(
@@ -432,22 +389,6 @@ def _manifest(
 
 def _contrast(sets: Sequence[ProbeSet], name: str) -> tuple[str, str]:
     return next(found.contrast for found in sets if found.name == name) or ("", "")
-
-
-def find_unfinished(folder: Path, stem: str) -> Path:
-    """The run that was begun last under a folder and not finished.
-
-    Raises:
-        RunError: there is none.
-    """
-    # As `rundir.unused` names them: of model `a` none of model `a-b`.
-    name = re.compile(re.escape(stem) + r"-\d{8}-\d{6}(-\d+)?" + re.escape(UNFINISHED))
-    there = folder.iterdir() if folder.is_dir() else ()
-    runs = [path for path in there if name.fullmatch(path.name) and path.is_dir()]
-    found = sorted(runs, key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise RunError(f"no unfinished {stem} run in {folder}; name it with -o, or begin one")
-    return found[-1].with_name(found[-1].name.removesuffix(UNFINISHED))
 
 
 def text_rows(prepared: Prepared, tokenizer: Any) -> list[dict[str, Any]]:

@@ -9,6 +9,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: a core each, before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 import glulens

@@ -18,7 +18,8 @@ from families import make, save_tokenizer
 
 from glulens.errors import DataError, RunError, UsageError
 from glulens.interp.lookup import find_neuron
-from glulens.interp.probe import UNFINISHED, probe
+from glulens.interp.probe import probe
+from glulens.interp.unfinished import UNFINISHED
 from glulens.probes.examples import read_examples
 from glulens.prune.recording import Recording
 from glulens.prune.selection import NeuronSet

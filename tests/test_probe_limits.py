@@ -15,15 +15,9 @@ from commands import says
 from families import make, save_tokenizer
 
 from glulens.errors import DataError, ResourceError, RunError, UsageError
-from glulens.interp.probe import (
-    UNFINISHED,
-    ProbeOptions,
-    _room,
-    find_unfinished,
-    probe,
-    resumable,
-)
+from glulens.interp.probe import ProbeOptions, _room, probe, resumable
 from glulens.interp.probe_files import contrast_rows
+from glulens.interp.unfinished import UNFINISHED, find_unfinished
 from glulens.probes.jobs import Job
 from glulens.probes.tokens import Encoded
 from glulens.rundir import open_run
