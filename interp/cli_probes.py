@@ -170,14 +170,13 @@ def _layers(text: str) -> tuple[int, ...]:
 @click.option("--json", "as_json", is_flag=True, help="Write them to stdout as JSON.")
 def examples(run: Path, neuron: str, k: int, width: int, as_json: bool) -> None:
     """Show the tokens that drive NEURON (L12.N345, L12.E3.N345) of RUN most, either way."""
-    from ..probes.examples import read_examples
+    from ..neuron_keys import read_keys
     from ..rundir import open_run
-    from .lookup import find_neuron
+    from ..tables import examples_of
 
     if k < 1 or width < 0:
         raise UsageError("-k must be at least 1, --width at least 0")
-    opened = open_run(run)
-    found = read_examples(run, find_neuron(opened.neurons(), neuron))
+    found = examples_of(run, read_keys(open_run(run)).find(neuron))
     if as_json:
         from dataclasses import asdict
 

@@ -11,16 +11,15 @@ import numpy as np
 import polars
 
 from ..errors import visible
-from ..probes.examples import TEXTS, save_tables
 from ..prune.expressions import column
 from ..rundir import NEURONS, REPORT, write_manifest, writing
+from ..tables import EXAMPLES, HISTOGRAMS, SAMPLES, TEXTS, save_array, save_tables
 from .probe import Prepared, text_rows
 
 if TYPE_CHECKING:
     from ..probes.recorder import Recorded
 
-HISTOGRAMS, SAMPLES, DECODING = "histograms", "samples.npy", "decoding.csv"
-RECORDING = "recording.safetensors"
+DECODING, RECORDING = "decoding.csv", "recording.safetensors"
 _SAFE = re.compile(r"[^A-Za-z0-9_.-]")
 """What file names are not made of; conditions are called as the data say."""
 COLUMNS = {
@@ -98,16 +97,16 @@ def write_run(
     manifest["columns"] = COLUMNS
     with writing(path, overwrite=overwrite) as scratch:
         table.write_parquet(scratch / NEURONS)
-        save_tables(scratch, recorded.examples)
+        save_tables(scratch / EXAMPLES, recorded.examples)
         polars.DataFrame(text_rows(prepared, tokenizer)).write_parquet(scratch / TEXTS)
         (scratch / HISTOGRAMS).mkdir()
         histograms: dict[str, str] = manifest.setdefault("histograms", {})
         for name, found in recorded.conditions.items():
             file = f"{len(histograms)}-{_SAFE.sub('_', name)[:60]}.npy"
-            np.save(scratch / HISTOGRAMS / file, found.histogram, allow_pickle=False)
+            save_array(scratch / HISTOGRAMS / file, found.histogram)
             histograms[name] = f"{HISTOGRAMS}/{file}"
         recorded.activity.save(scratch / RECORDING)
-        np.save(scratch / SAMPLES, recorded.samples, allow_pickle=False)
+        save_array(scratch / SAMPLES, recorded.samples)
         if decoded is not None:
             decoded.write_csv(scratch / DECODING)
         report = "\n".join(report_lines(table, manifest, decoded, criteria)) + "\n"

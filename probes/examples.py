@@ -1,27 +1,19 @@
 """Per neuron the tokens that drive it most either way, and some drawn across its range.
 
 Activations of a gated unit have either sign, so both ends are kept. Every token-in-context counts
-once, however many texts begin with it. On disk the tables are plain arrays indexed by neuron,
-which are mapped into memory: of each the page of the neuron is read. The texts are read whole.
+once, however many texts begin with it. `glulens.tables` says how the tables lie on disk, and reads
+them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
-from ..errors import RunError
-
-SIDES = ("high", "low", "spread")
-"""The most positive, the most negative, and a random one from each stretch of the range."""
-ENTRY = np.dtype([("value", "<f4"), ("text", "<i4"), ("position", "<i4")])
-"""An example: the activation, the number of the text, the token's position in it (-1: none)."""
+from ..tables import ENTRY, SIDES
 
 _OPTIONS: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True}
 _BLOCK = 64
@@ -157,77 +149,3 @@ def spread(
     table["text"] = np.where(seen[:, None] > 0, texts[chosen].T, -1)
     table["position"] = np.where(seen[:, None] > 0, positions[chosen].T, -1)
     return table
-
-
-@dataclass(frozen=True)
-class Example:
-    """A token in its context.
-
-    Attributes:
-        value: the neuron's activation there.
-        text: number of the text in the run.
-        tokens: all tokens of the text, as strings.
-        position: which of them.
-        about: what else is known of the text: at least its set, condition and item.
-    """
-
-    value: float
-    text: int
-    tokens: tuple[str, ...]
-    position: int
-    about: dict[str, str]
-
-
-TABLES, TEXTS = "examples", "texts.parquet"
-_ABOUT = ("set", "condition", "item")
-
-
-def save_tables(folder: Path, tables: dict[str, np.ndarray]) -> None:
-    """Write the tables as `examples/SIDE.npy`."""
-    (folder / TABLES).mkdir()
-    for side, table in tables.items():
-        np.save(folder / TABLES / f"{side}.npy", table, allow_pickle=False)
-
-
-def read_examples(run: Path, neuron: int) -> dict[str, list[Example]]:
-    """The examples of one neuron, by its row in the run's table of neurons.
-
-    Raises:
-        RunError: the run has no examples, or they are damaged.
-    """
-    import polars
-
-    try:
-        texts = polars.read_parquet(run / TEXTS)
-        for name in (*_ABOUT, "tokens"):
-            if texts.schema.get(name) != polars.String:
-                raise ValueError(f"{TEXTS} has no column {name!r} of strings")
-        found = {}
-        for side in SIDES:
-            table = np.load(run / TABLES / f"{side}.npy", mmap_mode="r", allow_pickle=False)
-            if not isinstance(table, np.ndarray) or table.dtype != ENTRY or table.ndim != 2:
-                raise ValueError(f"{side}.npy is no table of examples")
-            found[side] = [_example(entry, texts) for entry in table[neuron] if entry["text"] >= 0]
-        return found
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{run} holds no examples; make them with `glulens probe MODEL --on truthfulqa`"
-        ) from error
-    except (
-        EOFError, IndexError, OSError, RecursionError, ValueError, polars.exceptions.PolarsError
-    ) as error:  # fmt: skip
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise RunError(f"the examples of {run} cannot be read ({said}); probe again") from error
-
-
-def _example(entry: Any, texts: Any) -> Example:
-    row = texts.row(int(entry["text"]), named=True)
-    tokens = json.loads(row.pop("tokens") or "null")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise ValueError(f"{TEXTS}: the tokens of text {entry['text']} are no list of strings")
-    if not 0 <= entry["position"] < len(tokens):
-        raise ValueError("a position lies outside its text")
-    about = {key: str(value) for key, value in row.items()}
-    return Example(
-        float(entry["value"]), int(entry["text"]), tuple(tokens), int(entry["position"]), about
-    )

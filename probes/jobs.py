@@ -109,7 +109,7 @@ class Recorded:
         widths: neurons, by MLP.
         conditions: statistics over each condition's tokens.
         contrasts: paired statistics of each contrast.
-        examples: `high`, `low` and `spread`, each `examples.ENTRY` [neurons, k].
+        examples: `high`, `low` and `spread`, each `tables.ENTRY` [neurons, k].
         samples: activations of random tokens, float32 [tokens, neurons]; NaN where an expert did
             not see the token. Fit to be the reference of `prune.masks.masked`.
         activity: what activation-based criteria need, over the tokens of all conditions (a text of

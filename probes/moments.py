@@ -21,16 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tables import ACTIVATION_EDGES as EDGES
+
 BINS = 64
 _HALF = BINS // 2
 _FIRST = (127 - 10) * 2
 """Eight bits of exponent and one of mantissa count half-octaves; this is the count at 2^-10."""
 _BLOCK = 128
 """Neurons that a thread takes at a time: their sums stay in the first-level cache."""
-
-_UPPER = np.array([(1 + 0.5 * (k % 2)) * 2.0 ** (k // 2 - 10) for k in range(1, _HALF)])
-EDGES = np.concatenate([-_UPPER[::-1], [0.0], _UPPER])
-"""The 63 inner edges of the bins, ascending; a value on one belongs to the bin farther from 0."""
 
 _OPTIONS: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True}
 

@@ -17,12 +17,12 @@ from commands import says
 from families import make, save_tokenizer
 
 from glulens.errors import DataError, RunError, UsageError
-from glulens.interp.lookup import find_neuron
 from glulens.interp.probe import probe
 from glulens.interp.unfinished import UNFINISHED
-from glulens.probes.examples import read_examples
+from glulens.neuron_keys import read_keys
 from glulens.prune.recording import Recording
 from glulens.prune.selection import NeuronSet
+from glulens.tables import examples_of
 
 CSV = """statement,label,item
 The earth is round.,1,a
@@ -50,7 +50,7 @@ def test_a_run_holds_what_the_neurons_did(stories, tmp_path):
     assert run.manifest["refused"] == []
     for text in ("# What the neurons of", "| truthfulqa | false - true | 8 |", "animals_true"):
         assert text in run.report
-    found = read_examples(run.path, 3)
+    found = examples_of(run.path, 3)
     assert {side: len(some) for side, some in found.items()} == {
         "high": 10, "low": 10, "spread": 10,
     }  # fmt: skip
@@ -174,16 +174,17 @@ def test_other_families_are_probed_by_name_of_their_neurons(tmp_path, family):
     neurons = run.neurons()
     assert neurons.height == sum(mlp for mlp in [run.manifest["model"]["neurons"]])
     name = "L1.E2.N3" if family == "qwen3_moe" else "L1.N3"
-    row = find_neuron(neurons, name)
+    keys = read_keys(run)
+    row = keys.find(name)
     assert neurons["layer"][row] == 1
     assert neurons["neuron"][row] == 3
     if family == "qwen3_moe":
         assert neurons["expert"][row] == 2
         with pytest.raises(UsageError, match="not in this run"):
-            find_neuron(neurons, "L1.N3")
+            keys.find("L1.N3")
     else:
         with pytest.raises(UsageError, match="no experts"):
-            find_neuron(neurons, "L1.E2.N3")
+            keys.find("L1.E2.N3")
 
 
 def test_examples_of_another_run_or_damaged_ones_are_an_error(stories, tmp_path):
@@ -191,10 +192,10 @@ def test_examples_of_another_run_or_damaged_ones_are_an_error(stories, tmp_path)
     table_file = run.path / "examples" / "high.npy"
     table_file.write_bytes(table_file.read_bytes()[:-40])
     with pytest.raises(RunError, match="cannot be read"):
-        read_examples(run.path, 0)
+        examples_of(run.path, 0)
     (tmp_path / "other").mkdir()
     with pytest.raises(RunError, match="holds no examples"):
-        read_examples(tmp_path / "other", 0)
+        examples_of(tmp_path / "other", 0)
 
 
 def test_labels_do_not_name_files_and_names_do_not_collide(stories, tmp_path):
