@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,26 +43,52 @@ class RunDirectory:
     path: Path
     manifest: dict[str, Any]
 
-    def neurons(self) -> polars.DataFrame:
-        """The table of neurons.
+    def neurons(self, columns: Sequence[str] | None = None) -> polars.DataFrame:
+        """The table of neurons, or only some of its columns.
 
         Raises:
             RunError: missing, damaged, or without its keys.
         """
         import polars
 
+        wanted = None if columns is None else list(columns)
+        with self._reading() as path:
+            # A path with a star in it is a path, not a pattern.
+            frame = polars.read_parquet(path, columns=wanted, glob=False)
+        self._check_keys(frame.schema, KEYS if columns is None else ())
+        return frame
+
+    def schema(self) -> polars.Schema:
+        """Columns of the table of neurons and their types; no value is read.
+
+        Raises:
+            RunError: as for `neurons`.
+        """
+        import polars
+
+        with self._reading() as path, path.open("rb") as file:
+            schema = polars.Schema(polars.read_parquet_schema(file))
+        self._check_keys(schema, KEYS)
+        return schema
+
+    @contextmanager
+    def _reading(self) -> Iterator[Path]:
+        import polars
+
         path = self.path / NEURONS
         try:
-            frame = polars.read_parquet(path)
-        except (OSError, polars.exceptions.PolarsError) as error:
+            yield path
+        except (OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
             raise RunError(f"{path} cannot be read ({_short(error)}); run the job again") from error
-        missing = [key for key in KEYS if key not in frame.columns]
-        if missing:
-            raise RunError(f"{path} has no column {missing[0]!r}; it is not a table of neurons")
-        odd = [key for key in KEYS if not frame[key].dtype.is_integer()]
-        if odd:
-            raise RunError(f"{path}: column {odd[0]!r} does not hold integers; run the job again")
-        return frame
+
+    def _check_keys(self, schema: polars.Schema, keys: Sequence[str]) -> None:
+        path = self.path / NEURONS
+        for key in keys:
+            if key not in schema:
+                raise RunError(f"{path} has no column {key!r}; it is not a table of neurons")
+        for key in keys:
+            if not schema[key].is_integer():
+                raise RunError(f"{path}: column {key!r} does not hold integers; run the job again")
 
     @property
     def report(self) -> str:
@@ -70,7 +96,7 @@ class RunDirectory:
         return (self.path / REPORT).read_text(encoding="utf-8")
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     said = (isinstance(error, OSError) and error.strerror) or str(error)
     return (said.strip().splitlines() or [type(error).__name__])[0][:160]
 

@@ -13,7 +13,7 @@ from test_rundir import make_run
 from glulens.errors import RunError
 from glulens.rundir import NEURONS, open_run
 from glulens.tui.app import Browser, _cells
-from glulens.tui.columns import TOP, Ranking, labels, shown, sortable
+from glulens.tui.ranking import TOP, Ranking, labels, shown, sortable
 
 
 def frame() -> polars.DataFrame:

@@ -16,7 +16,7 @@ from textual.widgets import DataTable, Footer, Header, Label, Select
 
 from ..errors import UsageError
 from ..rundir import NEURONS, RunDirectory, open_run
-from .columns import TOP, Ranking, labels, shown, sortable
+from .ranking import TOP, Ranking, labels, shown, sortable
 
 ALL_LAYERS = "all layers"
 
