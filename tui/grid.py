@@ -2,17 +2,16 @@
 
 Rows come from an array of row numbers, so that a sort or a filter is a new array and nothing else.
 The table scrolls sideways by whole columns, since half a number is another number, and formats a
-column when it first comes into view.
+column when it first comes into view. One that takes long to read is read in a thread, and dots
+stand in its place until it is there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import numpy as np
-from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -23,69 +22,12 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from .glyphs import cells, fitted, safe
-from .numbers import Format, extremes, format_of
+from ..errors import GlulensError
+from .glyphs import fitted, safe
+from .sheet import GAP, GUTTER, Layout, Reader, Table, header_of, lay_out
 
 CURSOR, MARK, ASCENDING, DESCENDING = ">", "●", "▲", "▼"
 LEFT, RIGHT = "‹", "›"
-_GUTTER = 2  # cells: the cursor's glyph and the mark
-_GAP = 2  # cells before a column; the header shows the direction of the sort in the last of them
-_SHORT = 9  # names no longer than this stay on one line of the header
-_LONGEST = 24  # cells that a line of the header may take
-_LEAST = 14  # cells for numbers, below which the rank goes
-
-
-class Table(Protocol):
-    """What is drawn: arrays by name, one entry a neuron, and what its neurons are called."""
-
-    @property
-    def layer(self) -> np.ndarray: ...
-
-    @property
-    def neuron(self) -> np.ndarray: ...
-
-    def __getitem__(self, name: str, /) -> np.ndarray: ...
-
-    def label(self, row: int, /) -> str: ...
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column ready to be drawn: its values, how they are written, its name on two lines."""
-
-    name: str
-    values: np.ndarray
-    format: Format
-    header: tuple[str, str]
-
-    @property
-    def width(self) -> int:
-        """Cells, without the gap before it."""
-        return max(self.format.width, *map(cell_len, self.header))
-
-
-class Layout(NamedTuple):
-    """What fits between the edges."""
-
-    fixed: int
-    """Cells of the part that stays: gutter, rank, label and the line after them."""
-    rank: int
-    label: int
-    columns: tuple[Column, ...]
-    left: bool
-    """Whether columns are hidden on this side."""
-    right: bool
-
-
-def header_of(name: str) -> tuple[str, str]:
-    """A column's name on two lines, broken after the underscore that leaves the shortest longer
-    half; joined they are the name again, unless a half had to be cut. The first may be empty."""
-    name = safe(name)
-    breaks = [at + 1 for at, c in enumerate(name[:-1]) if c == "_"]
-    if len(name) <= _SHORT or not breaks:
-        return "", cells(name, _LONGEST)
-    at = min(breaks, key=lambda at: max(at, len(name) - at))
-    return cells(name[:at], _LONGEST), cells(name[at:], _LONGEST)
 
 
 class NeuronTable(ScrollView, can_focus=True):
@@ -97,7 +39,7 @@ class NeuronTable(ScrollView, can_focus=True):
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "neuron-table--header",
         "neuron-table--by",
-        "neuron-table--fixed",
+        "neuron-table--rank",
         "neuron-table--odd",
         "neuron-table--sorted",
         "neuron-table--mark",
@@ -111,9 +53,10 @@ class NeuronTable(ScrollView, can_focus=True):
         height: 1fr;
         overflow-x: hidden;
         overflow-y: auto;
+        scrollbar-size-vertical: 1;
         & > .neuron-table--header { background: $panel; color: $foreground; }
         & > .neuron-table--by { background: $panel; color: $text-accent; text-style: bold; }
-        & > .neuron-table--fixed { color: $text-muted; }
+        & > .neuron-table--rank { color: $text-muted; }
         & > .neuron-table--odd { background: $foreground 4%; }
         & > .neuron-table--sorted { text-style: bold; }
         & > .neuron-table--mark { color: $text-warning; text-style: bold; }
@@ -130,66 +73,72 @@ class NeuronTable(ScrollView, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "up", show=False, id="table.up"),
-        Binding("down,j", "move(1)", "down", show=False, id="table.down"),
+        Binding("up", "move(-1)", "up", show=False, id="table.up"),
+        Binding("down", "move(1)", "down", show=False, id="table.down"),
         Binding("pageup", "page(-1)", "page up", show=False, id="table.page_up"),
         Binding("pagedown", "page(1)", "page down", show=False, id="table.page_down"),
-        Binding("home,g", "first", "first", show=False, id="table.first"),
-        Binding("end,G", "last", "last", show=False, id="table.last"),
-        Binding("left,h", "sideways(-1)", "columns to the left", show=False, id="table.left"),
-        Binding("right,l", "sideways(1)", "columns to the right", show=False, id="table.right"),
+        Binding("home", "first", "first", show=False, id="table.first"),
+        Binding("end", "last", "last", show=False, id="table.last"),
+        Binding("left", "sideways(-1)", "columns to the left", show=False, id="table.left"),
+        Binding("right", "sideways(1)", "columns to the right", show=False, id="table.right"),
         Binding("enter", "choose", "open", show=False, id="table.open"),
         Binding("space", "mark", "mark", show=False, id="table.mark"),
     ]
 
-    class Moved(Message):
+    class About(Message):
+        """Something about a table. Base of its messages."""
+
+        def __init__(self, table: NeuronTable) -> None:
+            super().__init__()
+            self.table = table
+
+        @property
+        def control(self) -> NeuronTable:
+            """The table, for `@on` selectors."""
+            return self.table
+
+    class Moved(About):
         """The cursor is on another neuron."""
 
         def __init__(self, table: NeuronTable, place: int, row: int) -> None:
-            super().__init__()
-            self.table, self.place, self.row = table, place, row
+            super().__init__(table)
+            self.place, self.row = place, row
 
-        @property
-        def control(self) -> NeuronTable:
-            """The table, for `@on` selectors."""
-            return self.table
-
-    class Chosen(Message):
+    class Chosen(About):
         """A neuron is to be opened: enter, or a double click."""
 
         def __init__(self, table: NeuronTable, row: int) -> None:
-            super().__init__()
-            self.table, self.row = table, row
+            super().__init__(table)
+            self.row = row
 
-        @property
-        def control(self) -> NeuronTable:
-            """The table, for `@on` selectors."""
-            return self.table
-
-    class Marked(Message):
+    class Marked(About):
         """A neuron is to be marked, or no longer: space, or a click in the gutter. The table
         changes nothing by itself; give it the new marks with `mark_rows`."""
 
         def __init__(self, table: NeuronTable, row: int) -> None:
-            super().__init__()
-            self.table, self.row = table, row
+            super().__init__(table)
+            self.row = row
 
-        @property
-        def control(self) -> NeuronTable:
-            """The table, for `@on` selectors."""
-            return self.table
-
-    class Sorted(Message):
+    class Sorted(About):
         """A column's name was clicked. The table waits for the new order with `show`."""
 
         def __init__(self, table: NeuronTable, name: str) -> None:
-            super().__init__()
-            self.table, self.name = table, name
+            super().__init__(table)
+            self.name = name
 
-        @property
-        def control(self) -> NeuronTable:
-            """The table, for `@on` selectors."""
-            return self.table
+    class Unreadable(About):
+        """A column could not be read, and shows as missing."""
+
+        def __init__(self, table: NeuronTable, name: str, error: GlulensError) -> None:
+            super().__init__(table)
+            self.name, self.error = name, error
+
+    class Read(Message, bubble=False):
+        """A column was read, well or not. For the table itself."""
+
+        def __init__(self, reader: Reader, name: str, error: GlulensError | None) -> None:
+            super().__init__()
+            self.reader, self.name, self.error = reader, name, error
 
     place: reactive[int] = reactive(0, repaint=False)
     """Where the cursor is in the order, from 0."""
@@ -197,14 +146,17 @@ class NeuronTable(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._table: Table | None = None
+        self._reader: Reader | None = None
         self._names: tuple[str, ...] = ()
         self._order: np.ndarray = np.empty(0, np.int32)
         self._marks: np.ndarray | None = None
         self._by, self._descending = "", False
         self._first = 0  # number of the first column shown
         self._label = 0  # cells
-        self._columns: dict[str, Column] = {}
+        self._header = 1  # lines
         self._layout_now: Layout | None = None
+        self._width = 0  # for which the layout was made
+        self._to_reveal = ""  # a column to bring into view
         self._styles_now: dict[str, Style] = {}
 
     # What is shown
@@ -233,13 +185,14 @@ class NeuronTable(ScrollView, can_focus=True):
                 was, or goes to the last place, and `Moved` is sent.
         """
         if columns is not self._table:
-            self._columns.clear()
-            self._label = _label_width(columns)
+            self._reader = Reader(columns, self._ready)
+            self._label = self._reader.label_width()
         height = self.place - self.scroll_offset.y
-        reveal = by != self._by
+        self._to_reveal = by if by != self._by else ""
         self._table, self._names, self._order = columns, tuple(names), order
         self._by, self._descending, self._marks = by, descending, marks
         self._first = min(self._first, max(len(self._names) - 1, 0))
+        self._header = 1 + any(header_of(name)[0] for name in names)
         self._layout_now = None
 
         place = min(self.place, max(len(order) - 1, 0))
@@ -251,9 +204,7 @@ class NeuronTable(ScrollView, can_focus=True):
         self.virtual_size = Size(1, self.header_height + len(order))
         if self.size and 0 <= height < self.room:
             self.scroll_to(y=place - height, animate=False, force=True)
-        self._keep_in_view()
-        if reveal:
-            self._reveal(by)
+        self._bring_into_view()
         self.refresh()
         if self.row is not None and self.row != cursor_row:
             self.post_message(self.Moved(self, place, self.row))
@@ -271,17 +222,18 @@ class NeuronTable(ScrollView, can_focus=True):
     @property
     def header_height(self) -> int:
         """Lines; two as soon as some name is broken, in view or not."""
-        return 1 + any(header_of(name)[0] for name in self._names)
+        return self._header
 
     @property
     def room(self) -> int:
         """Rows that fit below the header."""
-        return max(self.size.height - self.header_height, 1)
+        return max(self.scrollable_size.height - self.header_height, 1)
 
     @property
     def shown_names(self) -> tuple[str, ...]:
         """The columns in view."""
-        return tuple(column.name for column in self._layout.columns)
+        layout = self._layout
+        return () if layout is None else tuple(column.name for column in layout.columns)
 
     # Moving
 
@@ -292,19 +244,19 @@ class NeuronTable(ScrollView, can_focus=True):
         header = self.header_height
         self.refresh_lines(header + before)
         self.refresh_lines(header + place)
-        self._keep_in_view()
+        self._bring_into_view()
         if self.row is not None:
             self.post_message(self.Moved(self, place, self.row))
 
-    def _keep_in_view(self) -> None:
-        top, room = self.scroll_offset.y, self.room
+    def _bring_into_view(self) -> None:
+        """The cursor, and a column that has just been sorted by."""
         if not self.size:  # not yet laid out; the first resize comes back here
             return
+        top, room = self.scroll_offset.y, self.room
         if not top <= self.place < top + room:
             y = self.place if self.place < top else self.place - room + 1
             self.scroll_to(y=y, animate=False, force=True)
-
-    def _reveal(self, name: str) -> None:
+        name, self._to_reveal = self._to_reveal, ""
         if name not in self._names:
             return
         at = self._names.index(name)
@@ -323,7 +275,7 @@ class NeuronTable(ScrollView, can_focus=True):
 
     def action_page(self, pages: int) -> None:
         """Turn the page; the cursor stays at its height on the screen."""
-        self._keep_in_view()
+        self._bring_into_view()
         self.scroll_to(y=self.scroll_offset.y + pages * self.room, animate=False, force=True)
         self.place += pages * self.room
 
@@ -337,8 +289,9 @@ class NeuronTable(ScrollView, can_focus=True):
 
     def action_sideways(self, step: int) -> None:
         """Show columns further left or right."""
-        if self._layout.left if step < 0 else self._layout.right:
-            self._scroll_columns(self._first + step)
+        layout = self._layout
+        if layout is not None and (layout.first > 0 if step < 0 else layout.right):
+            self._scroll_columns(layout.first + step)
 
     def action_choose(self) -> None:
         """Open the neuron."""
@@ -358,7 +311,7 @@ class NeuronTable(ScrollView, can_focus=True):
         event.stop()
         line = at.y - self.header_height
         if line < 0:
-            name = self._name_at(at.x)
+            name = self._layout.name_at(at.x) if self._layout is not None else None
             if name is not None:
                 self.post_message(self.Sorted(self, name))
             return
@@ -366,19 +319,10 @@ class NeuronTable(ScrollView, can_focus=True):
         if place >= len(self._order):
             return
         self.place = place
-        if at.x < _GUTTER:
+        if at.x < GUTTER:
             self.action_mark()
         elif event.chain == 2:
             self.action_choose()
-
-    def _name_at(self, x: int) -> str | None:
-        layout = self._layout
-        edge = layout.fixed
-        for column in layout.columns:
-            if edge <= x < edge + _GAP + column.width:
-                return column.name
-            edge += _GAP + column.width
-        return None
 
     def _wheel_sideways(self, event: events.MouseEvent, step: int) -> None:
         event.prevent_default()
@@ -405,8 +349,7 @@ class NeuronTable(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         """Keep the cursor in view."""
-        self._layout_now = None
-        self._keep_in_view()
+        self._bring_into_view()
 
     # Drawing
 
@@ -424,135 +367,105 @@ class NeuronTable(ScrollView, can_focus=True):
             self._styles_now[name] = style
         return self._styles_now[name]
 
-    def _column(self, name: str) -> Column:
-        if name not in self._columns:
-            assert self._table is not None
-            values = self._table[name]
-            self._columns[name] = Column(name, values, format_of(values), header_of(name))
-        return self._columns[name]
+    def _ready(self, reader: Reader, name: str, error: GlulensError | None) -> None:
+        self.post_message(self.Read(reader, name, error))
+
+    def on_neuron_table_read(self, message: Read) -> None:
+        """Show a column that came late; say so if one cannot be read."""
+        if message.reader is not self._reader:  # of a table shown before
+            return
+        if message.error is not None:
+            self.post_message(self.Unreadable(self, message.name, message.error))
+        if message.name in message.reader.awaited:
+            message.reader.awaited.discard(message.name)
+            self._layout_now = None
+            self.refresh()
 
     @property
-    def _layout(self) -> Layout:
-        if self._layout_now is None:
-            self._layout_now = self._lay_out()
+    def _layout(self) -> Layout | None:
+        # A scrollbar that comes or goes changes the width without a resize.
+        width = self.scrollable_size.width
+        if self._reader is None:
+            return None
+        if self._layout_now is None or self._width != width:
+            self._width = width
+            self._layout_now = lay_out(
+                self._reader,
+                self._names,
+                self._first,
+                rows=len(self._order),
+                label=self._label,
+                width=width,
+            )
+            self._first = self._layout_now.first
         return self._layout_now
-
-    def _lay_out(self) -> Layout:
-        rank = max(len(f"{len(self._order):,}"), len("rank"))
-        fixed = _GUTTER + 1 + rank + 2 + self._label + 2
-        if self.size.width - fixed < _LEAST:
-            fixed, rank = fixed - rank - 2, 0
-        room = self.size.width - fixed
-        chosen: list[Column] = []
-        for name in self._names[self._first :]:
-            column = self._column(name)
-            if _GAP + column.width > room:
-                break
-            room -= _GAP + column.width
-            chosen.append(column)
-        right = self._first + len(chosen) < len(self._names)
-        # The window grew at the end of the columns: earlier ones come back.
-        while not right and self._first > 0:
-            column = self._column(self._names[self._first - 1])
-            if _GAP + column.width > room:
-                break
-            room -= _GAP + column.width
-            chosen.insert(0, column)
-            self._first -= 1
-        return Layout(fixed, rank, self._label, tuple(chosen), self._first > 0, right)
 
     def render_line(self, y: int) -> Strip:
         """A line of what is in view; the first are the header's."""
-        header = self.header_height
+        header, layout, width = self.header_height, self._layout, self.scrollable_size.width
+        if layout is None:
+            return Strip.blank(width, self.rich_style)
         if y < header:
-            return self._header_line(upper=y < header - 1)
+            return self._header_line(layout, width, upper=y < header - 1)
         place = y - header + self.scroll_offset.y
         if place < len(self._order):
-            return self._row_line(place)
+            return self._row_line(layout, width, place)
         if not len(self._order) and y == header + 1:
-            said = fitted(f"{' ' * (_GUTTER + 1)}{self.NOTHING}", self.size.width)
-            return Strip([Segment(said, self._style("nothing"))], self.size.width)
-        return Strip.blank(self.size.width, self.rich_style)
+            said = fitted(f"{' ' * (GUTTER + 1)}{self.NOTHING}", width)
+            return Strip([Segment(said, self._style("nothing"))], width)
+        return Strip.blank(width, self.rich_style)
 
-    def _header_line(self, *, upper: bool) -> Strip:
-        layout, plain, by = self._layout, self._style("header"), self._style("by")
+    def _header_line(self, layout: Layout, width: int, *, upper: bool) -> Strip:
+        plain, by = self._style("header"), self._style("by")
         arrow = DESCENDING if self._descending else ASCENDING
-        rank = "" if upper else "rank"
-        label = "" if upper else "neuron"
-        left = f"{' ' * _GUTTER} " + (f"{rank:>{layout.rank}}  " if layout.rank else "")
-        left += f"{fitted(label, layout.label)} {LEFT if layout.left and not upper else '│'}"
-        segments = [Segment(left, plain)]
-        used = layout.fixed
+        rank, label = ("", "") if upper else ("rank", "neuron")
+        left = f"{' ' * GUTTER} " + (f"{rank:>{layout.rank}}  " if layout.rank else "")
+        edge = LEFT if layout.first and not upper else "│"
+        segments = [Segment(f"{left}{fitted(label, layout.label)} {edge}", plain)]
         for column in layout.columns:
             chosen = column.name == self._by
-            text = column.header[not upper]
-            if chosen and not upper:
-                text = arrow + text
-            segments.append(
-                Segment(fitted(text, _GAP + column.width, "right"), by if chosen else plain)
-            )
-            used += _GAP + column.width
-        if used < self.size.width:
+            # The arrow stands in the gap, so that sorting moves nothing.
+            text = (arrow if chosen and not upper else "") + column.header[not upper]
+            text = fitted(text, GAP + column.width, "right")
+            segments.append(Segment(text, by if chosen else plain))
+        used = layout.fixed + sum(GAP + column.width for column in layout.columns)
+        if used < width:
             more = RIGHT if layout.right and not upper else " "
-            segments.append(Segment(more.rjust(self.size.width - used), plain))
-        return Strip(segments, max(used, self.size.width))
+            segments.append(Segment(more.rjust(width - used), plain))
+        return Strip(segments, max(used, width))
 
-    def _row_line(self, place: int) -> Strip:
-        table, layout = self._table, self._layout
-        assert table is not None
+    def _row_line(self, layout: Layout, width: int, place: int) -> Strip:
+        assert self._table is not None
         row = int(self._order[place])
         marked = self._marks is not None and bool(self._marks[row])
         here = place == self.place
         gutter = f"{CURSOR if here else ' '}{MARK if marked else ' '}"
-        rank = f"{place + 1:>{layout.rank},}  " if layout.rank else ""
-        fixed = f" {rank}{fitted(safe(table.label(row)), layout.label)} │"
-        numbers = [
-            (column.name == self._by,
-             column.format(column.values[row].item()).rjust(_GAP + column.width))
-            for column in layout.columns
-        ]  # fmt: skip
-        used = layout.fixed + sum(len(text) for _, text in numbers)
-        rest = " " * max(self.size.width - used, 0)
-        length = max(used, self.size.width)
+        rank = f" {place + 1:>{layout.rank},}  " if layout.rank else " "
+        label = f"{fitted(safe(self._table.label(row)), layout.label)} │"
+        numbers = [column.cell(row).rjust(GAP + column.width) for column in layout.columns]
+        used = layout.fixed + sum(map(len, numbers))
+        numbers.append(" " * max(width - used, 0))
+        length = max(used, width)
         if here:
-            text = gutter + fixed + "".join(text for _, text in numbers) + rest
+            text = "".join((gutter, rank, label, *numbers))
             return Strip([Segment(text, self._style("cursor"))], length)
         ground = self._style("odd") if place % 2 else self.rich_style
-        segments = [
+        names = [column.name for column in layout.columns]
+        by = names.index(self._by) if self._by in names else len(numbers)
+        segments = (
             Segment(gutter, ground + self._partial("mark")),
-            Segment(fixed, ground + self._partial("mark" if marked else "fixed")),
-        ]
-        plain = ""
-        for sorted_by, text in numbers:
-            if not sorted_by:
-                plain += text
-                continue
-            if plain:
-                segments.append(Segment(plain, ground))
-            segments.append(Segment(text, ground + self._partial("sorted")))
-            plain = ""
-        if plain + rest:
-            segments.append(Segment(plain + rest, ground))
-        return Strip(segments, length)
+            Segment(rank, ground + self._partial("rank")),
+            Segment(label, ground + self._partial("mark") if marked else ground),
+            Segment("".join(numbers[:by]), ground),
+            Segment("".join(numbers[by : by + 1]), ground + self._partial("sorted")),
+            Segment("".join(numbers[by + 1 :]), ground),
+        )
+        return Strip([segment for segment in segments if segment.text], length)
 
     def _partial(self, name: str) -> Style:
         """A component's style without the ground that it stands on."""
         key = f"{name} alone"
         if key not in self._styles_now:
-            self._styles_now[key] = self.get_component_rich_style(
-                f"neuron-table--{name}", partial=True
-            )
+            style = self.get_component_rich_style(f"neuron-table--{name}")
+            self._styles_now[key] = Style(color=style.color, bold=style.bold)
         return self._styles_now[key]
-
-
-def _label_width(table: Table) -> int:
-    """Cells that hold every label: the parts' names from a sample, the numbers from all."""
-    layers, neurons = table.layer, table.neuron
-    if not len(layers):
-        return len("neuron")
-    numbers = len(str(int(extremes(layers)[1]))) + len(str(int(extremes(neurons)[1])))
-    parts = max(
-        len(label := table.label(row)) - len(label.split(".")[0]) - len(label.rsplit(".")[-1])
-        for row in range(0, len(layers), max(1, len(layers) // 512))
-    )
-    return max(len("LN") + numbers + max(parts, 1), len("neuron"))
