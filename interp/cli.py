@@ -15,7 +15,7 @@ import click
 
 from .. import __version__
 from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory, visible
-from . import cli_hypothesis, cli_probes, cli_weights
+from . import cli_browse, cli_hypothesis, cli_probes, cli_weights
 
 EXIT_CODES = """
 Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
@@ -76,15 +76,6 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def browse(run: Path) -> None:
-    """Browse the neurons of RUN, a run directory, in the terminal."""
-    from ..tui.app import browse as show
-
-    show(run)
-
-
-@main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=RUNS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def runs(folder: Path, as_json: bool) -> None:
@@ -125,6 +116,9 @@ main.add_command(cli_weights.score)
 main.add_command(cli_weights.prune)
 main.add_command(cli_probes.probe)
 main.add_command(cli_probes.examples)
+main.add_command(cli_browse.browse)
+main.add_command(cli_browse.top)
+main.add_command(cli_browse.show)
 
 
 if __name__ == "__main__":
