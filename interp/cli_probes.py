@@ -42,6 +42,8 @@ RUNS = Path("runs")
               help="Weight scores to stand beside.  [default: ppm,maw,vow,pon,l2]")  # fmt: skip
 @click.option("--examples", type=int, default=10, show_default=True, metavar="K",
               help="Tokens kept of every neuron, at either end and between.")  # fmt: skip
+@click.option("--vocabulary/--no-vocabulary", default=True, show_default=True,
+              help="List the tokens that every neuron writes and reads.")  # fmt: skip
 @click.option("--mask", type=click.Path(dir_okay=False), help="Silence this set (JSON) meanwhile.")
 @click.option("--decode", is_flag=True, help="Also fit linear probes (minutes a layer).")
 @click.option("--decode-layers", metavar="LIST", help="To these layers only, as in 0,8,15.")

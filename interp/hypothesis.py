@@ -21,6 +21,7 @@ from ..datasets.pairs import CONTROL, MISCONCEPTION, PROPERTIES, Material, Pair,
 from ..errors import ResourceError, UsageError, is_out_of_memory
 from ..progress import Progress, silent
 from ..prune.expressions import is_control
+from ..prune.histograms import WeightHistograms
 from ..prune.mlps import find_mlps
 from ..prune.models import DTYPES, OpenedModel, open_model
 from ..prune.scoring import score_mlps
@@ -127,7 +128,8 @@ def _run(
     wanted = dict.fromkeys(options.criteria)
     if gated:
         wanted |= dict.fromkeys(gauges(options.criteria[0]))
-    everything = score_mlps(mlps, (*wanted, "vow_out"), progress=progress)
+    histograms = WeightHistograms([mlp.layout for mlp in mlps])
+    everything = score_mlps(mlps, (*wanted, "vow_out"), watch=histograms, progress=progress)
     scores = {name: everything[name] for name in wanted}
     config = opened.model.config.get_text_config()
     encoder = Encoder(
@@ -180,6 +182,7 @@ def _run(
         layers=tested.layers,
         properties=tuple(_describe(name, found) for name, found in contrasts.items()),
         manifest={},
+        histograms=histograms,
     )
 
 

@@ -4,6 +4,8 @@
     examples/SIDE.npy       the strongest tokens of every neuron, mapped by its row in the table
     texts.parquet           the texts those tokens stand in
     histograms/NAME.npy     activations by bin, uint32 [neurons, 64]
+    weights/MATRIX.npy      weights by bin, uint16 [neurons, 24]
+    vocabulary/LIST.npy     tokens that every neuron writes and reads (see `probes.vocabulary`)
     samples.npy             activations of random tokens, float32 [tokens, neurons]: a reference
                             for mean and resample ablation
     recording.safetensors   for criteria that look at activations (`glulens score --recording`)
@@ -31,6 +33,8 @@ from ..rundir import ROOM, RunDirectory, absolute, check_free, open_run
 from .unfinished import at_work, folder_of, holds
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..probes.engine import Engine
     from ..probes.jobs import Job, Selection
     from ..probes.recorder import Recorded
@@ -57,6 +61,7 @@ class ProbeOptions:
         chat: put prompts through the model's chat template.
         criteria: weight scores to stand beside what neurons do; the first ranks for `decode`.
         examples: how many at either end and across the range of every neuron.
+        vocabulary: also list the tokens that every neuron writes and reads.
         max_tokens: padded tokens in a batch.
         mask: a set of neurons (JSON) that is silenced meanwhile.
         decode: also fit linear probes to every set of two conditions.
@@ -74,6 +79,7 @@ class ProbeOptions:
     chat: bool = False
     criteria: tuple[str, ...] = ("ppm", "maw", "vow", "pon", "l2")
     examples: int = 10
+    vocabulary: bool = True
     max_tokens: int = 1024
     mask: str | None = None
     decode: bool = False
@@ -230,6 +236,7 @@ def probe(
     """
     from ..probes.engine import make_engine
     from ..probes.tokens import Encoder
+    from ..prune.histograms import WeightHistograms
     from ..prune.mlps import find_mlps
     from ..prune.models import OpenedModel, open_model
     from ..prune.scoring import score_mlps
@@ -261,12 +268,14 @@ def probe(
     if settings.decode:
         prepared = check_decodable(prepared, settings, layouts)
     check_free(path, overwrite=overwrite, room=_room(prepared.job, settings, layouts))
-    scores = score_mlps(mlps, settings.criteria, progress=progress)
+    histograms = WeightHistograms(layouts)
+    scores = score_mlps(mlps, settings.criteria, watch=histograms, progress=progress)
     if settings.decode:
         check_rankable(scores, settings)
-    # Wrapping for TransformerLens replaces modules, so weights are read before.
-    engine = make_engine(opened, settings.engine, remote=settings.remote)
     with at_work(folder, worth_keeping=lambda folder: any(folder.glob(STATES))):
+        # Wrapping for TransformerLens replaces modules, so weights are read before.
+        lists, notes = _vocabulary(opened, settings, folder, progress)
+        engine = make_engine(opened, settings.engine, remote=settings.remote)
         recorded = _record(
             opened, engine, prepared, settings, cut, folder, resume=resume, every=every,
             progress=progress,
@@ -276,9 +285,10 @@ def probe(
             decoded = decode_sets(opened, prepared, recorded, scores, settings, folder, progress)
         table = score_table([layout.width for layout in layouts], scores, layouts)
         manifest = _manifest(opened, prepared, settings, recorded, started, argv)
+        manifest["warnings"] += notes
         write_run(
             path, prepared, recorded, table, manifest, opened.tokenizer, decoded, settings.criteria,
-            overwrite=overwrite,
+            weights=histograms, vocabulary=lists, overwrite=overwrite,
         )  # fmt: skip
         if recorded.means is not None:
             recorded.means[0].close()
@@ -314,6 +324,29 @@ def _record(
         )
 
 
+def _vocabulary(
+    opened: OpenedModel, settings: ProbeOptions, folder: Path, progress: Progress
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tokens that neurons write and read, found once however often the run goes on; notes."""
+    import numpy as np
+
+    from ..probes.vocabulary import TokenLens
+    from ..tables import LISTED
+    from .stages import Stages
+
+    if not settings.vocabulary:
+        return {}, []
+    lens = TokenLens(opened.model, opened.tokenizer)
+
+    def read() -> dict[str, np.ndarray]:
+        found = lens.read(progress=progress)
+        return {name: table.view(np.uint8) for name, table in found.items()}
+
+    stages = Stages(folder, [opened.source.sha256, str(opened.model.dtype)])
+    lists = {name: data.view(LISTED) for name, data in stages("vocabulary", read).items()}
+    return lists, [*lens.notes, *stages.notes]
+
+
 def _room(job: Job, settings: ProbeOptions, layouts: Sequence[MlpLayout]) -> int:
     """Bytes on disk while a run is made: its files, two states of like size, and the means."""
     from ..probes.moments import BINS
@@ -322,6 +355,7 @@ def _room(job: Job, settings: ProbeOptions, layouts: Sequence[MlpLayout]) -> int
     neurons = sum(layout.width for layout in layouts)
     moments = neurons * (4 * BINS + 64)
     tables = len(job.conditions) * moments + neurons * 36 * job.examples
+    tables += neurons * (144 + 192 * settings.vocabulary)  # weights by bin, lists of tokens
     rows = len({t for pairs in job.contrasts.values() for pair in pairs for t in pair})
     means = 4 * neurons * (len(job.texts) if job.all_means else rows)
     if means > MATRIX_BYTES:  # then there is no such file, and states hold streams of pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from .probe import Prepared, text_rows
 
 if TYPE_CHECKING:
     from ..probes.recorder import Recorded
+    from ..prune.histograms import WeightHistograms
 
 DECODING, RECORDING = "decoding.csv", "recording.safetensors"
 _SAFE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -86,6 +87,8 @@ def write_run(
     decoded: polars.DataFrame | None,
     criteria: Sequence[str],
     *,
+    weights: WeightHistograms,
+    vocabulary: Mapping[str, np.ndarray],
     overwrite: bool,
 ) -> None:
     """Write a whole run directory, or nothing.
@@ -93,6 +96,8 @@ def write_run(
     Raises:
         RunError, ResourceError: see `rundir.writing`.
     """
+    from ..probes.vocabulary import ABOUT, save_vocabulary
+
     table = probe_table(scores, recorded)
     manifest["columns"] = COLUMNS
     with writing(path, overwrite=overwrite) as scratch:
@@ -105,6 +110,10 @@ def write_run(
             file = f"{len(histograms)}-{_SAFE.sub('_', name)[:60]}.npy"
             save_array(scratch / HISTOGRAMS / file, found.histogram)
             histograms[name] = f"{HISTOGRAMS}/{file}"
+        weights.save(scratch)
+        if vocabulary:
+            save_vocabulary(scratch, vocabulary, tokenizer)
+            manifest["vocabulary"] = ABOUT
         recorded.activity.save(scratch / RECORDING)
         save_array(scratch / SAMPLES, recorded.samples)
         if decoded is not None:

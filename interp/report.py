@@ -352,6 +352,8 @@ def write_run(
         table = io.BytesIO()
         result.neurons.write_parquet(table)
         (scratch / NEURONS).write_bytes(table.getvalue())
+        if result.histograms is not None:
+            result.histograms.save(scratch)
         (scratch / TABLES).mkdir()
         for name, frame in result.tables().items():
             (scratch / TABLES / f"{name}.csv").write_text(frame.write_csv())

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import polars
 
+    from ..prune.histograms import WeightHistograms
+
 FAMILY = (
     "criteria (without controls) x properties (without the control) x attribution, d_z and AUROC"
 )
@@ -25,7 +27,7 @@ FAMILY = (
 
 @dataclass(frozen=True)
 class HypothesisResult:
-    """All of a run; every field but the first and the last is a table of the run directory.
+    """All of a run; the fields from `associations` to `properties` are its tables.
 
     Attributes:
         verdict: the primary test in words and numbers, with its controls.
@@ -45,6 +47,8 @@ class HypothesisResult:
         layers: one row a layer, criterion, property and function.
         properties: per property: items, margin, accuracy, answer lengths.
         manifest: what was run on what.
+        path: the run directory, where one was written.
+        histograms: of every neuron's weights.
     """
 
     verdict: Verdict
@@ -65,6 +69,7 @@ class HypothesisResult:
     properties: tuple[dict[str, Any], ...]
     manifest: dict[str, Any]
     path: Path | None = None
+    histograms: WeightHistograms | None = None
 
     def tables(self) -> dict[str, polars.DataFrame]:
         """The smaller tables, by name; what is empty is left out."""

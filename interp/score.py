@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ..progress import Progress, silent
 from ..prune.checkpoint import open_checkpoint
 from ..prune.criteria import WEIGHT_CRITERIA
 from ..prune.expressions import column, parse_criterion
+from ..prune.histograms import WeightHistograms
 from ..prune.layout import MlpLayout
 from ..prune.mlps import find_mlps
 from ..prune.models import ModelSource, OpenedModel
@@ -58,7 +60,18 @@ def score(
     Raises:
         ModelError, UsageError: see `open_model` and `prune.expressions`.
     """
-    return _score(model, criteria, recording, allow_nonfinite, progress)[0]
+    return _score(model, criteria, recording, allow_nonfinite, progress).table
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The table, where its neurons lie, and what else one reading of the weights gave."""
+
+    table: polars.DataFrame
+    layouts: list[MlpLayout]
+    source: ModelSource
+    about: dict[str, Any]
+    histograms: WeightHistograms | None
 
 
 def _score(
@@ -67,7 +80,9 @@ def _score(
     recording: Recording | None,
     allow_nonfinite: bool,
     progress: Progress,
-) -> tuple[polars.DataFrame, list[MlpLayout], ModelSource, dict[str, Any]]:
+    *,
+    with_histograms: bool = False,
+) -> _Scored:
     for name in criteria:
         parse_criterion(name)
     options: Any = {
@@ -78,18 +93,21 @@ def _score(
     if isinstance(model, OpenedModel):
         mlps = find_mlps(model.model)
         layouts, source = [mlp.layout for mlp in mlps], model.source
-        scores = score_mlps(mlps, criteria, **options)
+        histograms = WeightHistograms(layouts) if with_histograms else None
+        scores = score_mlps(mlps, criteria, watch=histograms, **options)
         config = model.model.config.get_text_config()
         dtypes = [str(model.model.dtype).removeprefix("torch.")]
     else:
         with open_checkpoint(model, progress=progress) as checkpoint:
             layouts, source = checkpoint.layouts, checkpoint.source
-            scores = checkpoint.score(criteria, **options)
+            histograms = WeightHistograms(layouts) if with_histograms else None
+            scores = checkpoint.score(criteria, watch=histograms, **options)
             config = checkpoint.config
             slots = {s.tensor for layout in layouts for s in layout.slots.values()}
             dtypes = sorted({checkpoint.entries[name].dtype for name in slots})
     about = {"family": config.model_type, "dtype": ", ".join(dtypes), "hidden": layouts[0].hidden}
-    return score_table([w.width for w in layouts], scores, layouts), layouts, source, about
+    table = score_table([layout.width for layout in layouts], scores, layouts)
+    return _Scored(table, layouts, source, about, histograms)
 
 
 def score_run(
@@ -103,7 +121,8 @@ def score_run(
     progress: Progress = silent,
     argv: Sequence[str] | None = None,
 ) -> RunDirectory:
-    """Score a model's checkpoint and write a run directory (see `score`).
+    """Score a model's checkpoint and write a run directory (see `score`), with histograms of every
+    neuron's weights.
 
     Raises:
         RunError, ResourceError: the run cannot be written; otherwise as `score`.
@@ -111,15 +130,16 @@ def score_run(
     path = Path(output).expanduser()
     check_free(path, overwrite=overwrite)
     started = time.time()
-    table, layouts, source, about = _score(model, criteria, recording, allow_nonfinite, progress)
+    found = _score(model, criteria, recording, allow_nonfinite, progress, with_histograms=True)
+    table = found.table
     manifest: dict[str, Any] = {
         **occasion("score", argv, started),
         "options": {"criteria": list(criteria), "allow_nonfinite": allow_nonfinite},
         "model": {
-            **source_entry(source),
-            **about,
-            "layers": layouts[-1].layer + 1,
-            "mlps": len(layouts),
+            **source_entry(found.source),
+            **found.about,
+            "layers": found.layouts[-1].layer + 1,
+            "mlps": len(found.layouts),
             "neurons": table.height,
         },
         "warnings": [],
@@ -127,6 +147,8 @@ def score_run(
     }
     with writing(path, overwrite=overwrite) as scratch:
         table.write_parquet(scratch / NEURONS)
+        if found.histograms is not None:
+            found.histograms.save(scratch)
         (scratch / REPORT).write_text(_report(table, criteria, manifest), encoding="utf-8")
         write_manifest(scratch, manifest)
     return open_run(path)

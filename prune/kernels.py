@@ -1,9 +1,9 @@
-"""Five sums of a weight matrix in one reading of it, compiled.
+"""Five sums of a weight matrix in one reading of it, and its histograms in another, compiled.
 
-Per neuron: minimum, maximum, sum, sum of absolute values, sum of squares. torch would read the
-matrix once for each and write temporaries; here memory is read once, whatever is computed, and the
-five accumulators stay in the first-level cache. Arithmetic is float32 in at least 64 separate
-partial sums, which are added up in float64.
+The sums, per neuron: minimum, maximum, sum, sum of absolute values, sum of squares. torch would
+read the matrix once for each and write temporaries; here memory is read once, whatever is computed,
+and the five accumulators stay in the first-level cache. Arithmetic is float32 in at least 64
+separate partial sums, which are added up in float64.
 
 bfloat16 arrives as uint16, since numpy has no such type, and is widened in a register: it is the
 upper half of a float32. Comparisons pass over NaN; the sum of squares does not, and shows it.
@@ -165,3 +165,58 @@ def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
                 out[4, first + j] += squares[j]
         for j in range(size):
             out[0, first + j], out[1, first + j] = low[j], high[j]
+
+
+_EXACT: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True}
+"""Without fused multiply-add, so that an edge lies where float32 arithmetic puts it anywhere."""
+
+
+@numba.njit(nogil=True)
+def _slot(x: Any, steps: Any, bins: Any) -> Any:
+    """The bin of a weight: `steps` a unit, 0 in the middle, the outermost open. NaN: one beyond."""
+    place = x * steps + np.float32(bins // 2)
+    place = min(max(place, np.float32(0)), np.float32(bins - 1))
+    return np.int32(place) if x == x else np.int32(bins)
+
+
+@numba.njit(**_EXACT)
+def row_bins(matrix: np.ndarray, steps: np.float32, out: np.ndarray) -> None:
+    """Count the weights of every row of [neurons, n] in uint16 `out` [neurons, bins], which is 0;
+    a bin is 1 / `steps` wide."""
+    neurons, n = matrix.shape
+    bins = out.shape[1]
+    for group in numba.prange((neurons + ROWS - 1) // ROWS):
+        slots = np.empty(4 * LANES, np.int32)
+        # Four tallies in turn: a count need not wait for the one before it to be stored.
+        tallies = np.empty((4, bins + 1), np.int32)
+        for row in range(group * ROWS, min(neurons, group * ROWS + ROWS)):
+            tallies[:] = 0
+            for begin in range(0, n, 4 * LANES):
+                size = min(4 * LANES, n - begin)
+                for lane in range(size):
+                    slots[lane] = _slot(_widen(matrix[row, begin + lane]), steps, bins)
+                for lane in range(size):
+                    tallies[lane & 3, slots[lane]] += 1
+            for b in range(bins):
+                count = tallies[0, b] + tallies[1, b] + tallies[2, b] + tallies[3, b]
+                out[row, b] = min(count, 65535)
+
+
+@numba.njit(**_EXACT)
+def column_bins(matrix: np.ndarray, steps: np.float32, out: np.ndarray) -> None:
+    """As `row_bins`, of every column of [n, neurons]."""
+    n, neurons = matrix.shape
+    bins = out.shape[1]
+    for chunk in numba.prange((neurons + LANES - 1) // LANES):
+        first = chunk * LANES
+        size = min(neurons - first, LANES)
+        slots = np.empty(LANES, np.int32)
+        tallies = np.zeros((LANES, bins + 1), np.int32)
+        for row in range(n):
+            for j in range(size):
+                slots[j] = _slot(_widen(matrix[row, first + j]), steps, bins)
+            for j in range(size):
+                tallies[j, slots[j]] += 1
+        for j in range(size):
+            for b in range(bins):
+                out[first + j, b] = min(tallies[j, b], 65535)

@@ -16,10 +16,13 @@ from .families import FAMILIES, Family
 from .layout import MlpLayout
 from .mlps import Mlp, oriented
 from .recording import Recording
-from .weights import MlpWeights, weigh_matrix
+from .weights import MatrixWeights, MlpWeights, weigh_matrix
 
 Read = Callable[[str], Tensor]
 """Gives a stored tensor by its name."""
+Watch = Callable[[MlpLayout, str, Tensor, MatrixWeights], None]
+"""`watch(layout, role, matrix, weighed)`: sees every matrix while it is at hand, `gate` and `up`
+[neurons, hidden] and `down` [hidden, neurons], with what was weighed of it."""
 
 
 def weigh(
@@ -29,6 +32,7 @@ def weigh(
     gains: bool = False,
     family: str = "",
     allow_nonfinite: bool = False,
+    watch: Watch | None = None,
     progress: Progress = silent,
 ) -> list[MlpWeights]:
     """Read the weights of every MLP once.
@@ -39,6 +43,7 @@ def weigh(
         gains: also weigh gate and up with the gain of the norm before them multiplied in.
         family: `model_type`, which says how that gain is stored.
         allow_nonfinite: pass over weights that are NaN or infinite; their neurons score lowest.
+        watch: shown every matrix once.
 
     Raises:
         ModelError: weights that are not finite (layer and tensor are named), or are quantised.
@@ -46,17 +51,23 @@ def weigh(
     found = []
     with torch.no_grad():
         for layout in layouts:
-            found.append(_weigh_one(layout, read, gains, family))
+            found.append(_weigh_one(layout, read, gains, family, watch))
             if not allow_nonfinite:
                 _check_finite(layout, found[-1])
             progress("reading weights (MLPs)", layout.index + 1, len(layouts))
     return found
 
 
-def _weigh_one(layout: MlpLayout, read: Read, gains: bool, family: str) -> MlpWeights:
-    def matrix(role: str) -> Tensor:
+def _weigh_one(
+    layout: MlpLayout, read: Read, gains: bool, family: str, watch: Watch | None
+) -> MlpWeights:
+    def weighed(role: str) -> tuple[Tensor, MatrixWeights]:
         slot = layout.slots[role]
-        return oriented(read(slot.tensor), slot, layout)
+        matrix = oriented(read(slot.tensor), slot, layout)
+        found = weigh_matrix(matrix, int(role == "down"))
+        if watch is not None:
+            watch(layout, role, matrix, found)
+        return matrix, found
 
     roles = [role for role in ("gate", "up") if role in layout.slots]
     gain = None
@@ -64,13 +75,11 @@ def _weigh_one(layout: MlpLayout, read: Read, gains: bool, family: str) -> MlpWe
         gain = read(layout.norm).float() + FAMILIES.get(family, Family()).norm_offset
     inputs, folded = [], []
     for role in roles:
-        rows = matrix(role)
-        inputs.append(weigh_matrix(rows, 0))
+        rows, found = weighed(role)
+        inputs.append(found)
         if gain is not None:
             folded.append(weigh_matrix(rows, 0, gain))
-    return MlpWeights(
-        tuple(inputs), weigh_matrix(matrix("down"), 1), tuple(folded) if folded else None
-    )
+    return MlpWeights(tuple(inputs), weighed("down")[1], tuple(folded) if folded else None)
 
 
 def _check_finite(layout: MlpLayout, weights: MlpWeights) -> None:
@@ -93,9 +102,10 @@ def score(
     family: str,
     recording: Recording | None = None,
     allow_nonfinite: bool = False,
+    watch: Watch | None = None,
     progress: Progress = silent,
 ) -> dict[str, list[np.ndarray]]:
-    """Score every neuron by several criteria, reading the weights once.
+    """Score every neuron by several criteria, reading the weights once; `watch` as in `weigh`.
 
     Returns:
         By criterion, one float32 array [neurons] an MLP, on the CPU.
@@ -110,6 +120,7 @@ def score(
         gains=any(c.needs_gain for c in criteria),
         family=family,
         allow_nonfinite=allow_nonfinite,
+        watch=watch,
         progress=progress,
     )
     return {

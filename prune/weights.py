@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 
-_BLOCK = 2**20
+BLOCK = 2**20
 """Weights converted at a time where the compiled kernels cannot read them as they are: 4 MB of
 float32."""
 
@@ -119,15 +119,11 @@ def weigh_matrix(matrix: Tensor, axis: int, gain: Tensor | None = None) -> Matri
     if matrix.stride(1) != 1 and matrix.stride(0) == 1:
         matrix, axis = matrix.T, 1 - axis
     sums = np.empty((5, matrix.shape[axis]))
-    if gain is None and matrix.device.type == "cpu" and matrix.is_contiguous():
-        if matrix.dtype == torch.bfloat16:
-            _compiled(matrix.view(torch.uint16).numpy(), axis, sums)
-        elif matrix.dtype == torch.float32:
-            _compiled(matrix.numpy(), axis, sums)
-        else:
-            _blockwise(matrix, axis, gain, sums)
-    else:
+    direct = as_compiled(matrix) if gain is None else None
+    if direct is None:
         _blockwise(matrix, axis, gain, sums)
+    else:
+        _compiled(direct, axis, sums)
     low, high, total, absolute, squares = sums
     n = matrix.shape[1 - axis]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -143,6 +139,16 @@ def weigh_matrix(matrix: Tensor, axis: int, gain: Tensor | None = None) -> Matri
     return MatrixWeights(n, low, high, total, absolute, squares, deviation)
 
 
+def as_compiled(matrix: Tensor) -> np.ndarray | None:
+    """The matrix as the compiled kernels read it (bfloat16 as uint16), without a copy; None where
+    they cannot."""
+    if matrix.device.type != "cpu" or not matrix.is_contiguous():
+        return None
+    if matrix.dtype == torch.bfloat16:
+        return matrix.view(torch.uint16).numpy()
+    return matrix.numpy() if matrix.dtype == torch.float32 else None
+
+
 def _compiled(matrix: np.ndarray, axis: int, out: np.ndarray) -> None:
     with warnings.catch_warnings():
         # numba speaks of the threading layer it finds; any will do.
@@ -155,7 +161,7 @@ def _compiled(matrix: np.ndarray, axis: int, out: np.ndarray) -> None:
 def _blockwise(matrix: Tensor, axis: int, gain: Tensor | None, out: np.ndarray) -> None:
     """Whole neurons at a time, in float32, on the matrix's own device."""
     n = matrix.shape[1 - axis]
-    step = max(1, _BLOCK // max(n, 1))
+    step = max(1, BLOCK // max(n, 1))
     gain = None if gain is None else gain.to(matrix.device, torch.float32)
     for start in range(0, matrix.shape[axis], step):
         stop = min(start + step, matrix.shape[axis])

@@ -48,7 +48,8 @@ def test_the_run_directory_holds_what_the_design_says(run):
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("png", "svg", "csv")}
     tables = {f"tables/{name}.csv" for name in run.tables()}
     files = {"manifest.json", "neurons.parquet", "report.md", "report.html"}
-    assert names == files | figures | tables
+    weights = {f"weights/{name}.npy" for name in ("gate", "up", "down", "bins")}
+    assert names == files | figures | tables | weights
     assert not list(run.path.parent.glob("*.unfinished"))
     manifest = opened.manifest
     assert manifest["status"] == "complete"
