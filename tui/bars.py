@@ -28,6 +28,7 @@ def histogram(counts: Sequence[float] | np.ndarray, height: int = 1) -> list[str
     most = there.max(initial=0.0)
     # Divided first: counts near the largest float would overflow in the product.
     eighths = np.ceil(there / most * 8 * height - 1e-9) if most else there
+    eighths = np.maximum(eighths, there > 0)
     glyphs = np.array([*EIGHTHS])
     return [
         "".join(glyphs[np.clip(eighths - 8 * line, 0, 8).astype(np.int64)])

@@ -44,7 +44,7 @@ GREY = (110, 110, 110)
 """Of what is missing."""
 _WIDEST = 9  # cells that a column may take
 _LABEL = 18  # cells that a row's label may take
-_LEGEND = 12  # cells of the ramp below
+_LEGEND = 13  # cells of the ramp below
 
 
 @lru_cache
@@ -225,6 +225,8 @@ class HeatMap(ScrollView, can_focus=True):
         label = min(longest, _LABEL, max(size.width // 3, 1)) + 2
         room = max(size.width - label, 0)
         cell = min(max(room // max(len(self._heads), 1), 1), _WIDEST)
+        visible = min(room // cell, len(self._heads))
+        self._scroll_columns(visible)
         return _Frame(
             size=size,
             theme=theme,
@@ -232,7 +234,7 @@ class HeatMap(ScrollView, can_focus=True):
             halved=not glyphs and len(self._rows) > size.height - 2,
             label=label,
             cell=cell,
-            visible=min(room // cell, len(self._heads)),
+            visible=visible,
             dark=self.app.current_theme.dark,
             ground=self.rich_style.bgcolor or Color.default(),
             plain=self.rich_style,
@@ -249,13 +251,17 @@ class HeatMap(ScrollView, can_focus=True):
         self.virtual_size = Size(1, -(-len(self._rows) // frame.rows) + 2)
         if not self.size:  # not yet laid out; the first resize comes back here
             return
-        row, column = self.cursor
-        line, top = row // frame.rows, self.scroll_offset.y
+        line, top = self.cursor[0] // frame.rows, self.scroll_offset.y
         if not top <= line < top + frame.room:
             y = line if line < top else line - frame.room + 1
             self.scroll_to(y=y, animate=False, force=True)
-        self._left = max(min(self._left, column, len(self._heads) - frame.visible), 0)
-        self._left = max(self._left, column - frame.visible + 1)
+        self._scroll_columns(frame.visible)
+
+    def _scroll_columns(self, visible: int) -> None:
+        """As little as brings the cursor into view and leaves no room on the right."""
+        column = self.cursor[1]
+        least, most = column - max(visible, 1) + 1, max(len(self._heads) - visible, 0)
+        self._left = max(min(max(self._left, least), column, most), 0)
 
     def on_resize(self) -> None:
         """Keep the cursor in view."""

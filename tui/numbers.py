@@ -54,7 +54,7 @@ def format_of(values: np.ndarray) -> Format:
         return _fitting(",d", int(low), int(high))
     typical = _typical(values)
     if not typical:
-        return _fitting(",.1f", low, high)
+        return _fitting("z,.1f", low, high)
     decimals = DIGITS - 1 - math.floor(math.log10(typical))
     if decimals <= DECIMALS + DIGITS - 2:  # else nothing but noughts would be left of most values
         decimals = min(max(decimals, 0), DECIMALS)

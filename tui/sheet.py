@@ -168,7 +168,7 @@ def lay_out(
     fixed = GUTTER + 1 + rank + 2 + label + 2
     if width - fixed < _LEAST:
         fixed, rank = fixed - rank - 2, 0
-    room = width - fixed
+    room = width - fixed - 1  # the last cell says whether there are more
     chosen: list[Column] = []
     for name in names[first:]:
         column = reader.column(name, until)
