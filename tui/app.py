@@ -1,175 +1,371 @@
-"""`glulens browse`: the ranking table of a run."""
+"""`glulens browse`: the shell around the views, and what happens between them.
+
+The shell owns the session and the work that takes long: filtering, sorting and counting run in a
+thread, and what they find is shown when it is there. Keys are never kept waiting.
+"""
 
 from __future__ import annotations
 
-import math
-import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import polars
+import numpy as np
 from rich.text import Text
-from textual.app import App, ComposeResult
-from textual.binding import Binding
-from textual.containers import Horizontal
-from textual.widgets import DataTable, Footer, Header, Label, Select
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.widgets import ContentSwitcher, Footer, Static
+from textual.worker import get_current_worker
 
-from ..errors import UsageError
-from ..rundir import NEURONS, RunDirectory, open_run
-from .ranking import TOP, Ranking, labels, shown, sortable
+from ..errors import GlulensError, UsageError
+from . import filters
+from .ask import Ask
+from .atlas import Atlas
+from .columns import Columns
+from .compare import Compare
+from .glyphs import cells, safe
+from .helping import Help
+from .keys import VIEWS
+from .neuron import Neuron
+from .prompt import Prompt
+from .pruning import Prune
+from .rank import Rank
+from .session import Session
+from .sets_view import SetsView
+from .state import State
+from .view import View, bindings
 
-ALL_LAYERS = "all layers"
+_PATIENCE = 0.1  # seconds of work before it is said that there is some
+VIEW_TYPES: tuple[type[View], ...] = (Atlas, Rank, Neuron, Compare, Prune, Prompt, SetsView)
 
 
-class Browser(App[None]):
-    """One table: the neurons of a run, ranked."""
+class Browser(App[list[str]]):
+    """The browser; leaving it gives the names of the marked neurons."""
 
     TITLE = "glulens"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("")
+    ENABLE_COMMAND_PALETTE = True
     CSS = """
-    #controls { height: 3; }
-    #controls Label { padding: 1 1 0 2; }
-    #by { width: 32; }
-    #layer { width: 22; }
-    #status { padding: 0 2; height: 1; color: $text-muted; }
-    DataTable { height: 1fr; }
+    #top { height: 1; background: $panel; padding: 0 1; }
+    #said { height: 1; color: $text-muted; padding: 0 1; }
+    ContentSwitcher { height: 1fr; }
     """
-    BINDINGS: ClassVar = [
-        Binding("r", "flip", "reverse order"),
-        Binding("right_square_bracket", "step(1)", "next column", key_display="]"),
-        Binding("left_square_bracket", "step(-1)", "previous column", key_display="["),
-        Binding("full_stop", "layer(1)", "next layer", key_display="."),
-        Binding("comma", "layer(-1)", "previous layer", key_display=","),
-        Binding("a", "all_layers", "all layers"),
-        Binding("q", "quit", "quit"),
-    ]
 
-    def __init__(self, run: RunDirectory, neurons: polars.DataFrame) -> None:
+    def __init__(self, session: Session, keys: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self._neurons = neurons
-        self._columns = sortable(neurons)
-        self._layers = neurons["layer"].unique().sort().to_list()
-        self.ranking = Ranking(by=self._columns[0])
-        model = run.manifest.get("model") or {}
-        self.sub_title = f"{run.path.name}: {model.get('name', 'unknown model')}"
+        self.session = session
+        self.set_keymap(dict(keys or {}))
+        self._working = ""
+        self._ordered: tuple[str, str, bool, object] | None = None
+        self._to_the_top = True
 
     def compose(self) -> ComposeResult:
-        """Header, the two choices, the table, and a line that says what is shown."""
-        yield Header()
-        with Horizontal(id="controls"):
-            yield Label("rank by")
-            yield Select(
-                [(name, name) for name in self._columns],
-                value=self.ranking.by,
-                allow_blank=False,
-                id="by",
-            )
-            yield Label("layer")
-            yield Select(
-                [(ALL_LAYERS, -1), *((f"layer {n}", n) for n in self._layers)],
-                value=-1,
-                allow_blank=False,
-                id="layer",
-            )
-        yield DataTable(cursor_type="row", zebra_stripes=True, fixed_columns=2)
-        yield Label("", id="status")
-        yield Footer()
+        """The line of views, the views, the line that says what is shown, a line to ask in."""
+        yield Static(id="top")
+        with ContentSwitcher(initial="rank"):
+            for view in VIEW_TYPES:
+                yield view()
+        yield Static(id="said")
+        yield Ask()
+        yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Show the first ranking, with the keys on the table."""
-        self._show()
-        self.query_one(DataTable).focus()
+        """Begin with the ranking."""
+        self._reorder()
+        self.view.focus_view()
+        self._say()
 
-    def _show(self) -> None:
-        rows = self.ranking.apply(self._neurons)
-        names = shown(self._neurons, self.ranking.by)
-        table = self.query_one(DataTable)
-        table.clear(columns=True)
-        arrow = " ▼" if self.ranking.descending else " ▲"
-        for name in ("rank", "neuron"):
-            table.add_column(Text(name, justify="right"), key=name)
-        for name in names:
-            mark = arrow if name == self.ranking.by else ""
-            table.add_column(Text(name + mark, justify="right"), key=name)
-        cells = [_cells(rows[name]) for name in names]
-        for place, (rank, label) in enumerate(zip(rows["rank"], labels(rows), strict=True)):
-            values = [str(rank), label, *(column[place] for column in cells)]
-            table.add_row(*(Text(value, justify="right") for value in values))
-        layer = self.ranking.layer
-        total = self._neurons.height
-        if layer is not None:
-            total = self._neurons.filter(polars.col("layer") == layer).height
-        where = "all layers" if layer is None else f"layer {layer}"
-        order = "highest" if self.ranking.descending else "lowest"
-        self.query_one("#status", Label).update(
-            f"{rows.height:,} of {total:,} neurons of {where}, {order} {self.ranking.by} first"
-            + (f" (the table holds the first {TOP})" if total > TOP else "")
+    @property
+    def view(self) -> View:
+        """The view that is shown."""
+        switcher = self.query_one(ContentSwitcher)
+        return self.query_one(f"#{switcher.current}", View)
+
+    # What is shown
+
+    def push(self, state: State) -> None:
+        """Go on to a state, and show it."""
+        self.session.history.push(state)
+        self._changed()
+
+    def _changed(self) -> None:
+        state = self.session.state
+        marks = state.marks if "marked" in state.where else None
+        wanted = state.where, state.by, state.descending, marks
+        if wanted != self._ordered:
+            self._reorder()
+        else:
+            self.view.refresh_view()
+            self._say()
+
+    def _reorder(self) -> None:
+        state = self.session.state
+        marks = state.marks if "marked" in state.where else None
+        self._ordered = state.where, state.by, state.descending, marks
+        self.work_on(
+            f"sorting by {state.by}",
+            lambda: self.session.ordered(state),
+            self._show_order,
+            group="order",
         )
 
-    def on_select_changed(self, event: Select.Changed) -> None:
-        """A choice above the table; the value may also come from a key, and is then known."""
-        value: Any = event.value
-        if event.select.id == "by":
-            self._rank(Ranking(value, self.ranking.descending, self.ranking.layer))
-        else:
-            self._rank(
-                Ranking(self.ranking.by, self.ranking.descending, None if value < 0 else value)
-            )
+    def _show_order(self, found: np.ndarray) -> None:
+        self.session.order = found
+        if self._to_the_top and len(found):  # another ranking is read from its beginning
+            self._to_the_top = False
+            self.session.history.push(replace(self.session.state, cursor=int(found[0])))
+        self.view.refresh_view()
+        self._say()
 
-    def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
-        """A click on a column ranks by it; another turns the order round."""
-        name = str(event.column_key.value)
-        if name == self.ranking.by:
-            self.action_flip()
-        elif name in self._columns:
-            self.query_one("#by", Select).value = name
+    def work_on(
+        self, what: str, work: Callable[[], Any], then: Callable[[Any], None], *, group: str
+    ) -> None:
+        """Do something in a thread; a later piece of work of the same group takes its place.
 
-    def _rank(self, ranking: Ranking) -> None:
-        if ranking != self.ranking:
-            self.ranking = ranking
-            self._show()
+        Args:
+            what: said meanwhile, if it takes long.
+            work: gives what `then` takes; a `GlulensError` is shown instead.
+        """
 
-    def action_flip(self) -> None:
-        """Reverse the order."""
-        self._rank(self.ranking.flipped())
+        def run() -> None:
+            worker = get_current_worker()
+            try:
+                found = work()
+            except GlulensError as error:
+                if not worker.is_cancelled:
+                    self.call_from_thread(self._failed, str(error))
+                return
+            finally:
+                done.append(True)
+            if not worker.is_cancelled:
+                self.call_from_thread(finish, found)
+
+        def finish(found: Any) -> None:
+            if self._working == what:
+                self._working = ""
+            then(found)
+            self._say()
+
+        def still() -> None:
+            if not done:
+                self._working = what
+                self._say()
+
+        done: list[bool] = []
+        self.run_worker(run, thread=True, exclusive=True, group=group, exit_on_error=False)
+        self.set_timer(_PATIENCE, still)
+
+    def _failed(self, message: str) -> None:
+        self._working = ""
+        self._say()
+        self.error(message)
+
+    def error(self, message: str) -> None:
+        """Say what went wrong."""
+        self.notify(safe(message), severity="error", markup=False)
+
+    def _say(self) -> None:
+        """Draw the lines above and below the views."""
+        session, state = self.session, self.session.state
+        top = Text(no_wrap=True, overflow="ellipsis")
+        for number, name in enumerate(VIEWS, 1):
+            style = "reverse bold" if name == self.view.NAME else ""
+            top.append(f" {number} {name} ", style)
+        model = session.columns.manifest.get("model") or {}
+        about = f"{session.columns.path.name}: {model.get('name', 'unknown model')}"
+        room = self.size.width - 2 - top.cell_len - 2
+        if room > 8:
+            top.append(cells(safe(about), room).rjust(room + 2), "dim")
+        self.query_one("#top", Static).update(top)
+        parts = [f"{len(session.order):,} of {session.columns.n:,} neurons"]
+        parts.append(f"{state.by} {'▼' if state.descending else '▲'}")
+        if session.marks.any():
+            parts.append(f"{int(session.marks.sum()):,} marked")
+        if state.where:
+            parts.append(f"where {safe(state.where)}")
+        if self._working:
+            parts.insert(0, f"… {safe(self._working)}")
+        line = Text(cells(" · ".join(parts), max(self.size.width - 2, 1)), no_wrap=True)
+        self.query_one("#said", Static).update(line)
+
+    def on_resize(self) -> None:
+        """Cut the lines anew."""
+        self._say()
+
+    # Keys
+
+    def action_view(self, name: str) -> None:
+        """Show one of the seven."""
+        self.query_one(ContentSwitcher).current = name
+        self.view.refresh_view()
+        self.view.focus_view()
+        self.refresh_bindings()
+        self._say()
+
+    def go(self, row: int) -> None:
+        """Put the cursor on a neuron."""
+        self.push(replace(self.session.state, cursor=row))
 
     def action_step(self, step: int) -> None:
-        """Rank by the next or the previous column."""
-        place = self._columns.index(self.ranking.by) + step
-        self.query_one("#by", Select).value = self._columns[place % len(self._columns)]
+        """The next or the previous neuron in the ranking."""
+        rows = self.session.order
+        if not len(rows):
+            return
+        found = np.flatnonzero(rows == self.session.state.cursor)
+        at = int(found[0]) + step if len(found) else 0
+        self.go(int(rows[min(max(at, 0), len(rows) - 1)]))
 
-    def action_layer(self, step: int) -> None:
-        """Go to the next or the previous layer; all layers come before the first."""
-        choices = [-1, *self._layers]
-        now = -1 if self.ranking.layer is None else self.ranking.layer
-        self.query_one("#layer", Select).value = choices[(choices.index(now) + step) % len(choices)]
+    def action_sort(self, step: int) -> None:
+        """Rank by another column."""
+        names, state = self.session.columns.names, self.session.state
+        self.rank_by(names[(names.index(state.by) + step) % len(names)])
 
-    def action_all_layers(self) -> None:
-        """Drop the layer filter."""
-        self.query_one("#layer", Select).value = -1
+    def rank_by(self, name: str) -> None:
+        """Rank by a column; by the same one again turns the order round."""
+        state = self.session.state
+        if name == state.by:
+            self.action_reverse()
+        else:
+            self._to_the_top = True
+            self.push(replace(state, by=name))
+
+    def action_reverse(self) -> None:
+        """Turn the order round."""
+        state = self.session.state
+        self._to_the_top = True
+        self.push(replace(state, descending=not state.descending))
+
+    def mark(self, row: int) -> None:
+        """Mark a neuron, or take its mark away."""
+        self.push(self.session.state.toggled(row, self.session.columns.n))
+
+    def action_mark(self) -> None:
+        """The same with the neuron under the cursor."""
+        self.mark(self.session.state.cursor)
+
+    def action_mark_all(self) -> None:
+        """Mark all neurons that pass the filter."""
+        mask = self.session.marks.copy()
+        mask[self.session.order] = True
+        self.push(self.session.state.marked(mask))
+
+    def action_unmark_all(self) -> None:
+        """Take all marks away."""
+        self.push(self.session.state.marked(np.zeros(self.session.columns.n, bool)))
+
+    def action_undo(self) -> None:
+        """Go back a state."""
+        if not self.session.history.can_undo:
+            self.notify("nothing to undo")
+        self.session.history.undo()
+        self._changed()
+
+    def action_redo(self) -> None:
+        """Go forward again."""
+        if not self.session.history.can_redo:
+            self.notify("nothing to do again")
+        self.session.history.redo()
+        self._changed()
+
+    def filter_to(self, where: str) -> None:
+        """Show the neurons that an expression holds for, in the ranking."""
+        self.push(replace(self.session.state, where=where))
+        self.action_view("rank")
+
+    def action_filter(self) -> None:
+        """Ask for a filter, counting as it is typed."""
+
+        def count(text: str) -> str:
+            keep = self.session.keep(replace(self.session.state, where=text))
+            n = self.session.columns.n
+            return f"{n if keep is None else int(keep.sum()):,} of {n:,}"
+
+        def apply(text: str) -> None:
+            filters.parse(text, self.session.columns.names)
+            self.push(replace(self.session.state, where=text.strip()))
+
+        self.query_one(Ask).ask("filter", self.session.state.where, apply, live=count)
+
+    def action_goto(self) -> None:
+        """Ask for a neuron's name."""
+        self.query_one(Ask).ask("go to", "", lambda text: self.go(self.session.columns.find(text)))
+
+    def action_export(self) -> None:
+        """Ask for a file: the view's rows, the marks, or a picture of the screen."""
+
+        def write(text: str) -> None:
+            if not text.strip():
+                raise UsageError("no file name given")
+            path = Path(text.strip()).expanduser()
+            self.notify(f"{self._export(path)} written to {path}", markup=False)
+
+        self.query_one(Ask).ask(
+            "export (.csv rows, .json marks, .svg picture)", self.view.file_name(), write
+        )
+
+    def _export(self, path: Path) -> str:
+        from .session import write_text
+
+        if path.suffix == ".svg":
+            write_text(path, self.export_screenshot(title="glulens", simplify=True))
+            return "a picture"
+        if path.suffix == ".json":
+            import json
+
+            found = self.session.marked_set()
+            write_text(path, json.dumps(found.to_json()) + "\n")
+            return f"{len(found):,} neurons"
+        if path.suffix != ".csv":
+            raise UsageError(f"{path.name}: end the name in .csv, .json or .svg")
+        return self.view.export_to(path)
+
+    def action_copy(self) -> None:
+        """Copy names to the clipboard."""
+        labels = self.session.marked_labels()
+        if not labels:
+            labels = [self.session.columns.label(self.session.state.cursor)]
+        self.copy_to_clipboard(" ".join(labels))
+        self.notify(f"{len(labels):,} copied" if len(labels) > 1 else f"{labels[0]} copied")
+
+    def action_zoom(self) -> None:
+        """Give the focused pane the whole screen, or take it back."""
+        if self.screen.maximized is not None:
+            self.screen.minimize()
+        elif self.focused is not None:
+            self.screen.maximize(self.focused, container=False)
+
+    def action_help(self) -> None:
+        """Say what keys and filters there are."""
+        self.push_screen(Help(self.view.NAME, self.current_keys()))
+
+    def current_keys(self) -> Mapping[str, str]:
+        """Keys by binding, where they differ from the table."""
+        return dict(self._keymap)
+
+    async def action_quit(self) -> None:
+        """Leave."""
+        self.exit(self.session.marked_labels())
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """What the palette finds besides Textual's own: every column."""
+        yield from super().get_system_commands(screen)
+        for name in self.session.columns.names:
+            yield SystemCommand(
+                f"rank by {safe(name)}",
+                "order the neurons by this column",
+                lambda name=name: self.rank_by(name),
+            )
 
 
-def _cells(values: polars.Series) -> list[str]:
-    """A column's values with one number of decimals, so that they can be compared down the
-    column."""
-    if values.dtype.is_integer():
-        return ["-" if value is None else f"{value:,}" for value in values]
-    finite = values.filter(values.is_finite()).abs()
-    largest = float(finite.max() or 0)  # pyright: ignore
-    decimals = min(6, max(0, 3 - math.floor(math.log10(largest)))) if largest > 0 else 1
-    return [
-        "-" if value is None or value != value else f"{value:,.{decimals}f}" for value in values
-    ]
-
-
-def browse(path: str | Path) -> None:
-    """Open the browser on a run directory.
+def open_session(path: str | Path, other: str | Path | None = None) -> Session:
+    """A session on one run or two.
 
     Raises:
         RunError: no such run, or nothing in it to rank.
-        UsageError: there is no terminal to draw on.
     """
-    run = open_run(path)
-    # Textual reads keys from stdin and draws on stderr; without them it would wait for ever.
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(f"browse needs a terminal; to read {path} elsewhere, open its {NEURONS}")
-    Browser(run, run.neurons()).run()
+    from .columns import open_columns
+
+    second: Columns | None = None if other is None else open_columns(other)
+    return Session(open_columns(path), second)

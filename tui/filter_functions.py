@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .columns import Columns
+from .ordering import tenths
 
 Value = np.ndarray | float
 """One number a neuron, [n], or one for all."""
@@ -76,6 +77,16 @@ def _rank(columns: Columns, value: Value) -> Value:
     return found
 
 
+def _tenth(columns: Columns, value: Value) -> Value:
+    values = _whole(columns, value)
+    found = np.empty(columns.n, np.float32)
+    for layer in columns.layers:
+        rows = columns.rows_of(layer)
+        some = np.ascontiguousarray(values[rows])
+        found[rows] = np.where(np.isnan(some), np.nan, tenths(some) + 1)
+    return found
+
+
 def _z(columns: Columns, value: Value) -> Value:
     values = _whole(columns, value)
     found = np.empty(columns.n, np.float32)
@@ -116,6 +127,7 @@ FUNCTIONS: dict[str, Function] = {
     "pct": Function("pct(x, p)", "p-th percentile over the model", _pct, 2, 2, True),
     "lpct": Function("lpct(x, p)", "p-th percentile within the neuron's layer", _lpct, 2, 2, True),
     "rank": Function("rank(x)", "rank within the layer, 0 lowest to 1 highest", _rank),
+    "tenth": Function("tenth(x)", "tenth within the layer, 1 lowest to 10 highest", _tenth),
     "z": Function("z(x)", "standard deviations from the layer's mean", _z),
 }  # fmt: skip
 """What may be called, by name. `isnan(x)`, which gives a condition, is part of the grammar."""
