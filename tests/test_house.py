@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from browsing import dense, run_of
 from conftest import REPOSITORY
 
 # Arrows point one way: a room may import these rooms and the modules at the root.
@@ -18,10 +19,12 @@ MAY_USE = {
     "datasets": set(),
     "probes": {"prune", "datasets"},
     "interp": {"prune", "datasets", "probes", "tui"},
-    "tui": set(),
+    "tui": {"prune"},
 }
-# interp uses tui in one place: the command that opens the browser.
-ONLY_FROM = {("interp", "tui"): {"cli.py"}}
+# interp uses tui in one place: the commands that look at a run's neurons.
+ONLY_FROM = {("interp", "tui"): {"cli_browse.py"}}
+# tui writes and reads the sets that prune cuts, and uses nothing else of it.
+ONLY_THESE = {("tui", "prune"): {"glulens.prune.selection"}}
 HEAVY = {"torch", "transformers", "transformer_lens", "nnsight", "sklearn", "datasets"}
 
 
@@ -60,6 +63,8 @@ def test_arrows_point_one_way(room):
                 assert parts[1] in MAY_USE[room], f"{file.name} in {room}/ imports {name}"
                 only = ONLY_FROM.get((room, parts[1]))
                 assert only is None or file.name in only, f"{file.name} imports {name}"
+                these = ONLY_THESE.get((room, parts[1]))
+                assert these is None or ".".join(parts[:3]) in these, f"{file.name} imports {name}"
 
 
 def test_imports_inside_the_package_are_relative():
@@ -80,6 +85,30 @@ def test_the_browser_never_imports_torch():
         assert not {name.split(".")[0] for name, _ in imports(file)} & HEAVY, file
     loaded = modules_after("import glulens.tui.app, glulens.tui.columns")
     assert not loaded & HEAVY
+
+
+# What the browser shows without drawing it: for scripts, and for tests without a terminal.
+HEADLESS = ("columns", "cutting", "facts", "filters", "plain", "sets", "state")
+
+
+def test_the_browsers_parts_without_a_screen_load_no_textual():
+    for name in HEADLESS:
+        file = REPOSITORY / "tui" / f"{name}.py"
+        assert "textual" not in {n.split(".")[0] for n, _ in imports(file)}, file
+    loaded = modules_after("import " + ", ".join(f"glulens.tui.{name}" for name in HEADLESS))
+    assert not loaded & {*HEAVY, "textual", "scipy", "numba", "matplotlib"}
+
+
+def test_listing_neurons_loads_neither_textual_nor_torch(tmp_path):
+    run = run_of(tmp_path / "run", dense())
+    for words in (["top", str(run), "--where", "ppm > pct(ppm, 50)"], ["show", str(run), "L1.N2"]):
+        loaded = modules_after(
+            "import contextlib, io\n"
+            "from glulens.interp.cli import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+            f"    main({words!r})"
+        )
+        assert not loaded & {*HEAVY, "textual", "numba", "matplotlib"}
 
 
 def test_datasets_is_no_regular_package():

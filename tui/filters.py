@@ -123,7 +123,7 @@ def _tokens(text: str) -> Iterable[_Token]:
         match = _TOKEN.match(text, place)
         assert match is not None  # the last two alternatives take anything
         kind = match.lastgroup
-        at = match.start(kind or 0) + 1
+        at = match.start(kind or 0) + (kind not in ("quoted", "single", "double"))
         if kind == "odd":
             _odd(match["odd"], at)
         if kind in ("single", "double"):
