@@ -15,11 +15,29 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("run", type=_PATH)
-def browse(run: Path) -> None:
-    """Browse the neurons of RUN, a run directory, in the terminal."""
-    from ..tui.app import browse as show
+@click.argument("other", type=_PATH, required=False)
+@click.option("--print", "printing", is_flag=True,
+              help="Write the names of the marked neurons to stdout on leaving.")  # fmt: skip
+@click.option("--keys", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Other keys for some bindings (TOML; see --list-keys).")  # fmt: skip
+@click.option("--list-keys", is_flag=True, is_eager=True, expose_value=False,
+              callback=lambda context, _, given: _print_keys(context) if given else None,
+              help="List the bindings as a key file, and exit.")  # fmt: skip
+def browse(run: Path, other: Path | None, printing: bool, keys: Path | None) -> None:
+    """Browse the neurons of RUN, a run directory, in the terminal, beside those of OTHER."""
+    from ..tui.app import Browser, open_session
+    from ..tui.keys import read_keys
 
-    show(run)
+    session = open_session(run, other)
+    chosen = read_keys(keys) if keys else None
+    # Textual reads keys from stdin and draws on stderr; without them it would wait for ever.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "browse needs a terminal; `glulens top RUN` and `glulens show RUN NEURON` do without"
+        )
+    marked = Browser(session, chosen).run()
+    for label in (marked or ()) if printing else ():
+        click.echo(label)
 
 
 @click.command()
@@ -108,4 +126,13 @@ def _print_grammar(context: click.Context) -> None:
     from ..tui.plain import aligned
 
     click.echo("\n".join(aligned(grammar(), left=2)))
+    context.exit()
+
+
+def _print_keys(context: click.Context) -> None:
+    from ..tui.keys import KEYS
+    from ..tui.plain import aligned
+
+    lines = [(f'{key.id} = "{key.keys}"', f"# {key.about}") for key in KEYS]
+    click.echo("\n".join(["[keys]", *aligned(lines, left=2)]))
     context.exit()

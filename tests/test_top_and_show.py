@@ -13,8 +13,10 @@ from browsing import columns_of, dense, mixture, run_of
 from commands import says
 from scipy import stats
 
+from glulens import tables
 from glulens.rundir import NEURONS
 from glulens.tui.facts import facts
+from glulens.tui.keys import KEYS, read_keys
 from glulens.tui.plain import aligned, top
 
 
@@ -152,6 +154,38 @@ def test_facts_are_the_tables_numbers(tmp_path):
     size = frame["attr_fact"].abs().to_numpy()
     less = (size[40:80] < size[42]).sum() + 0.5
     assert attribution.in_layer == pytest.approx(100 * less / np.isfinite(size[40:80]).sum())
+
+
+def test_what_lies_beside_the_table_is_shown_too(tmp_path, capsys):
+    run = run_of(tmp_path / "run", dense())
+    entries = np.zeros((120, 2), tables.ENTRY)
+    entries["value"][42], entries["text"] = 7.5, np.where(np.arange(120) == 42, 0, -1)[:, None]
+    entries["position"] = 1
+    tables.save_tables(run / tables.EXAMPLES, dict.fromkeys(tables.SIDES, entries))
+    tokens = json.dumps(["The ", "\x1b]0;x\x07[red]"])
+    about = {"set": ["s"], "item": ["i"], "condition": ["c"], "tokens": [tokens]}
+    polars.DataFrame(about).write_parquet(run / tables.TEXTS)
+    out, _ = says(capsys, "show", run, "L1.N2")
+    assert r"+7.5  The [\x1b]0;x\x07[red]]" in out
+    assert "holds no examples" not in out
+    out, _ = says(capsys, "show", run, "L1.N2", "--json")
+    found = json.loads(out)
+    assert found["examples"]["high"][0]["value"] == 7.5
+    assert set(found["missing"]) == {"activation_histograms", "weight_histograms", "vocabulary"}
+    (run / tables.EXAMPLES / "high.npy").write_bytes(b"")
+    out, _ = says(capsys, "show", run, "L1.N2")
+    assert "the examples of" in out
+    assert "cannot be read" in out
+
+
+def test_the_list_of_keys_is_a_key_file(tmp_path, capsys):
+    out, _ = says(capsys, "browse", "--list-keys")
+    (tmp_path / "keys.toml").write_text(out)
+    assert read_keys(tmp_path / "keys.toml") == {key.id: key.keys for key in KEYS}
+    (tmp_path / "keys.toml").write_text("[keys]\nfliter = 'f'\n")
+    run = run_of(tmp_path / "run", dense())
+    _, err = says(capsys, "browse", run, "--keys", tmp_path / "keys.toml", code=2)
+    assert "did you mean 'filter'?" in err
 
 
 def test_a_contrasts_interval_is_students(tmp_path):
