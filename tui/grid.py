@@ -357,6 +357,13 @@ class NeuronTable(ScrollView, can_focus=True):
         super().notify_style_update()
         self._styles_now = {}
 
+    @property
+    def _ground(self) -> Style:
+        """The table's own style."""
+        if "" not in self._styles_now:
+            self._styles_now[""] = self.rich_style
+        return self._styles_now[""]
+
     def _style(self, name: str) -> Style:
         """A component's style on the table's own; without colour, reversed where that carries
         meaning."""
@@ -404,7 +411,7 @@ class NeuronTable(ScrollView, can_focus=True):
         """A line of what is in view; the first are the header's."""
         header, layout, width = self.header_height, self._layout, self.scrollable_size.width
         if layout is None:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self._ground)
         if y < header:
             return self._header_line(layout, width, upper=y < header - 1)
         place = y - header + self.scroll_offset.y
@@ -413,7 +420,7 @@ class NeuronTable(ScrollView, can_focus=True):
         if not len(self._order) and y == header + 1:
             said = fitted(f"{' ' * (GUTTER + 1)}{self.NOTHING}", width)
             return Strip([Segment(said, self._style("nothing"))], width)
-        return Strip.blank(width, self.rich_style)
+        return Strip.blank(width, self._ground)
 
     def _header_line(self, layout: Layout, width: int, *, upper: bool) -> Strip:
         plain, by = self._style("header"), self._style("by")
@@ -449,7 +456,7 @@ class NeuronTable(ScrollView, can_focus=True):
         if here:
             text = "".join((gutter, rank, label, *numbers))
             return Strip([Segment(text, self._style("cursor"))], length)
-        ground = self._style("odd") if place % 2 else self.rich_style
+        ground = self._style("odd") if place % 2 else self._ground
         names = [column.name for column in layout.columns]
         by = names.index(self._by) if self._by in names else len(numbers)
         segments = (

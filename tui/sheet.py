@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event, Thread
 from time import monotonic
 from typing import NamedTuple, Protocol
@@ -54,7 +55,7 @@ class Column:
     format: Format
     header: tuple[str, str]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Cells, without the gap before it."""
         return max(self.format.width, *map(cell_len, self.header))
