@@ -60,6 +60,8 @@ class Browser(App[list[str]]):
         self._working = ""
         self._ordered: tuple[str, str, bool, object] | None = None
         self._to_the_top = True
+        self._last: State | None = None
+        """The last state whose order was found."""
 
     def compose(self) -> ComposeResult:
         """The line of views, the views, the line that says what is shown, a line to ask in."""
@@ -109,10 +111,19 @@ class Browser(App[list[str]]):
             lambda: self.session.ordered(state),
             self._show_order,
             group="order",
+            otherwise=self._back,
         )
+
+    def _back(self) -> None:
+        """What could not be shown is not the state."""
+        if self._last is not None and self._last != self.session.state:
+            self._to_the_top = False
+            self.session.history.push(self._last)
+            self._changed()
 
     def _show_order(self, found: np.ndarray) -> None:
         self.session.order = found
+        self._last = self.session.state
         if self._to_the_top and len(found):  # another ranking is read from its beginning
             self._to_the_top = False
             self.session.history.push(replace(self.session.state, cursor=int(found[0])))
@@ -120,13 +131,20 @@ class Browser(App[list[str]]):
         self._say()
 
     def work_on(
-        self, what: str, work: Callable[[], Any], then: Callable[[Any], None], *, group: str
+        self,
+        what: str,
+        work: Callable[[], Any],
+        then: Callable[[Any], None],
+        *,
+        group: str,
+        otherwise: Callable[[], None] | None = None,
     ) -> None:
         """Do something in a thread; a later piece of work of the same group takes its place.
 
         Args:
             what: said meanwhile, if it takes long.
             work: gives what `then` takes; a `GlulensError` is shown instead.
+            otherwise: done after such an error.
         """
 
         def run() -> None:
@@ -135,7 +153,7 @@ class Browser(App[list[str]]):
                 found = work()
             except GlulensError as error:
                 if not worker.is_cancelled:
-                    self.call_from_thread(self._failed, str(error))
+                    self.call_from_thread(failed, str(error))
                 return
             finally:
                 done.append(True)
@@ -148,6 +166,13 @@ class Browser(App[list[str]]):
             then(found)
             self._say()
 
+        def failed(message: str) -> None:
+            self._working = ""
+            self._say()
+            self.error(message)
+            if otherwise is not None:
+                otherwise()
+
         def still() -> None:
             if not done:
                 self._working = what
@@ -156,11 +181,6 @@ class Browser(App[list[str]]):
         done: list[bool] = []
         self.run_worker(run, thread=True, exclusive=True, group=group, exit_on_error=False)
         self.set_timer(_PATIENCE, still)
-
-    def _failed(self, message: str) -> None:
-        self._working = ""
-        self._say()
-        self.error(message)
 
     def error(self, message: str) -> None:
         """Say what went wrong."""

@@ -57,7 +57,7 @@ class SetsView(View):
             head = "no set yet: s keeps the marks as one, o reads one from a file"
         self.query_one("#head", Static).update(cells(head, max(self.size.width - 2, 1)))
 
-    def _name(self) -> str:
+    def _chosen(self) -> str:
         at = self.query_one(OptionList).highlighted
         names = list(self.session.sets)
         if at is None or at >= len(names):
@@ -66,7 +66,7 @@ class SetsView(View):
 
     def _named(self) -> str | None:
         try:
-            return self._name()
+            return self._chosen()
         except UsageError as error:
             self.browser.error(str(error))
             return None
