@@ -28,6 +28,7 @@ from .sheet import GAP, GUTTER, Layout, Reader, Table, header_of, lay_out
 
 CURSOR, MARK, ASCENDING, DESCENDING = ">", "●", "▲", "▼"
 LEFT, RIGHT = "‹", "›"
+_BOLD = Style(bold=True)
 
 
 class NeuronTable(ScrollView, can_focus=True):
@@ -370,7 +371,7 @@ class NeuronTable(ScrollView, can_focus=True):
         if name not in self._styles_now:
             style = self.get_component_rich_style(f"neuron-table--{name}")
             if name in ("cursor", "header") and self.app.no_color:
-                style = Style(bold=True, reverse=name == "cursor", underline=name == "header")
+                style = Style(bold=True, reverse=True) if name == "cursor" else style + _BOLD
             self._styles_now[name] = style
         return self._styles_now[name]
 
