@@ -104,6 +104,17 @@ class Encoder:
         self._refuse_special(ids, self._frame, text)
         return self._checked(ids, 1, text)
 
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """Encode a text that is only read on from, of one token or more.
+
+        Raises:
+            DataError: as `passage` does.
+        """
+        _refuse_surrogates(text)
+        ids = self._plain_ids(text)
+        self._refuse_special(ids, self._frame, text)
+        return self._checked(ids, 0, text).ids
+
     def many(self, texts: Sequence[Text]) -> tuple[list[Encoded | None], dict[int, str]]:
         """Encode all texts that can be encoded.
 
