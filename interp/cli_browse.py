@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,15 +24,23 @@ _PATH = click.Path(path_type=Path)
 @click.option("--list-keys", is_flag=True, is_eager=True, expose_value=False,
               callback=lambda context, _, given: _print_keys(context) if given else None,
               help="List the bindings as a key file, and exit.")  # fmt: skip
-def browse(run: Path, other: Path | None, printing: bool, keys: Path | None) -> None:
-    """Browse the neurons of RUN, a run directory, in the terminal, beside those of OTHER."""
+@click.option("--model", metavar="NAME",
+              help="The run's model, to try texts on, in a process of its own.")  # fmt: skip
+def browse(
+    run: Path, other: Path | None, printing: bool, keys: Path | None, model: str | None
+) -> None:
+    """Browse the neurons of RUN, a run directory, in the terminal, beside those of OTHER.
+
+    Seven views on keys 1 to 7; `?` lists keys and the words of filters.
+    """
     from ..tui.app import Browser, open_session
     from ..tui.keys import read_keys
 
-    session = open_session(run, other)
+    session = open_session(run, other, model)
     chosen = read_keys(keys) if keys else None
     # Textual reads keys from stdin and draws on stderr; without them it would wait for ever.
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    terminal = sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if not terminal:
         raise UsageError(
             "browse needs a terminal; `glulens top RUN` and `glulens show RUN NEURON` do without"
         )

@@ -6,7 +6,9 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars
@@ -15,6 +17,7 @@ from browsing import dense, mixture, run_of
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, Static
 
+from glulens.errors import DataError
 from glulens.prune.selection import NeuronSet
 from glulens.rundir import NEURONS
 from glulens.tui.app import Browser, open_session
@@ -23,6 +26,7 @@ from glulens.tui.grid import NeuronTable
 from glulens.tui.heat import HeatMap
 from glulens.tui.helping import Help
 from glulens.tui.keys import KEYS, VIEWS, keys_of, split
+from glulens.tui.live import Answer, Next, Question
 from glulens.tui.portrait import Portrait
 
 SIZES = [(80, 24), (120, 32)]
@@ -530,6 +534,83 @@ def test_a_storm_of_resizes_leaves_it_whole(run):
             assert app.view.NAME == "sets"
 
     asyncio.run(session())
+
+
+class Speaking:
+    """In place of a model's process: answers at once."""
+
+    asked: ClassVar[list[Question]] = []
+    stage = "idle"
+
+    def __init__(self, model: str, *, neurons: int) -> None:
+        assert (model, neurons) == ("tiny", 120)
+
+    def ask(self, question: Question) -> Future[Answer]:
+        self.asked.append(question)
+        future: Future[Answer] = Future()
+        if question.text == "bad":
+            future.set_exception(DataError("the text has 2,000 tokens; at most 1,024 are taken"))
+            return future
+        tokens = ("The", " \x1b]0;x\x07", "[red]")
+        likely = [Next(5, " yes", 0.25 if question.silence else 0.5), Next(6, " no", 0.125)]
+        rows = np.array([[1, 2], [41, 3], [7, -1]], np.int32)
+        values = np.array([[3, -2], [1, 0.5], [-4, np.nan]], np.float32)
+        layers = np.arange(9, dtype=np.float32).reshape(3, 3)
+        none = np.zeros((3, 0), np.float32)
+        future.set_result(Answer((1, 2, 3), tokens, none, rows, values, layers, tuple(likely)))
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_text_is_tried_and_neurons_switched_off(run, monkeypatch):
+    monkeypatch.setattr("glulens.tui.prompt.Live", Speaking)
+    Speaking.asked.clear()
+
+    async def tour(app, press):
+        app.session.model = "tiny"
+        await press("6")
+        assert "a text to try" in text_of(app, "#text")
+        await press("t")
+        await press.type("The earth")
+        await press("enter")
+        assert "3 tokens" in text_of(app, "#text")
+        assert "50.00%" in text_of(app, "#next")
+        assert "\x1b" not in screen(app)
+        assert "[red]" in screen(app)
+        assert "L0.N7" in screen(app)  # the largest at the last token
+        app.query_one("Prompt HeatMap", HeatMap).focus()
+        await press("up")
+        assert "L1.N1" in screen(app)
+        await press("tab", "down", "space")
+        assert app.session.marks.sum() == 1
+        await press("x")
+        assert Speaking.asked[-1].silence == np.flatnonzero(app.session.marks).tolist()
+        assert "25.00% (50.00%)" in text_of(app, "#next")
+        assert "1 neurons switched off" in text_of(app, "#text")
+        await press("x")
+        assert "before" not in text_of(app, "#next")
+        await press("t")
+        await press.type("bad")
+        await press("enter")
+        assert "at most 1,024" in text_of(app, "#text")
+        await press("c")
+        assert "stopped" in text_of(app, "#text")
+
+    play(run, tour)
+
+
+def test_without_a_model_the_prompt_says_what_is_needed(run):
+    async def tour(app, press):
+        await press("6", "t")
+        await press.type("hello")
+        await press("enter")
+        assert "--model" in text_of(app, "#answer")
+        await press("escape", "x")
+        assert "--model" in text_of(app, "#text")
+
+    play(run, tour)
 
 
 def test_a_written_set_is_what_prune_reads(run, tmp_path):

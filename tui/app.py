@@ -379,8 +379,10 @@ class Browser(App[list[str]]):
             )
 
 
-def open_session(path: str | Path, other: str | Path | None = None) -> Session:
-    """A session on one run or two.
+def open_session(
+    path: str | Path, other: str | Path | None = None, model: str | None = None
+) -> Session:
+    """A session on one run or two, and a model to try texts on.
 
     Raises:
         RunError: no such run, or nothing in it to rank.
@@ -388,4 +390,4 @@ def open_session(path: str | Path, other: str | Path | None = None) -> Session:
     from .columns import open_columns
 
     second: Columns | None = None if other is None else open_columns(other)
-    return Session(open_columns(path), second)
+    return Session(open_columns(path), second, model)

@@ -121,9 +121,10 @@ def facts(columns: Columns, row: int) -> Facts:
     """
     parts: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    stored = row if columns.keys.stored is None else int(columns.keys.stored[row])
     for name, read in _PARTS.items():
         try:
-            parts[name] = read(columns.path, row)
+            parts[name] = read(columns.path, stored)
         except RunError as error:
             missing[name] = str(error)
     layer = int(columns.layer[row])

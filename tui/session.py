@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from . import filters, sets
 from .columns import Columns
 from .state import History, State, order
 
-if TYPE_CHECKING:
-    from .live import Live
-
 
 class Session:
     """One browser's worth of a run.
@@ -25,7 +21,7 @@ class Session:
     Attributes:
         columns: the run's table.
         other: of a second run to compare with, or None.
-        live: a model to try texts on, or None.
+        model: the name of a model to try texts on, or None.
         history: the states so far.
         sets: named sets of neurons.
         order: rows shown, as of the last finished ordering, int32.
@@ -33,9 +29,9 @@ class Session:
     """
 
     def __init__(
-        self, columns: Columns, other: Columns | None = None, live: Live | None = None
+        self, columns: Columns, other: Columns | None = None, model: str | None = None
     ) -> None:
-        self.columns, self.other, self.live = columns, other, live
+        self.columns, self.other, self.model = columns, other, model
         self.history = History(State(by=columns.names[0]))
         self.sets = sets.Sets(columns)
         self.order = np.arange(columns.n, dtype=np.int32)
