@@ -34,9 +34,11 @@ def browse(
     Seven views on keys 1 to 7; `?` lists keys and the words of filters.
     """
     from ..tui.app import Browser, open_session
-    from ..tui.keys import read_keys
+    from ..tui.keys import default_file, read_keys
 
     session = open_session(run, other, model)
+    if keys is None and default_file().is_file():
+        keys = default_file()
     chosen = read_keys(keys) if keys else None
     # Textual reads keys from stdin and draws on stderr; without them it would wait for ever.
     terminal = sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

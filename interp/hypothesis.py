@@ -36,7 +36,7 @@ from .result import FAMILY, HypothesisResult
 from .stages import Stages, worth_keeping
 from .unfinished import at_work, folder_of
 from .verdict import Specificity, judge, specificity
-from .versions import occasion, source_entry, versions
+from .versions import occasion, size_entry, source_entry, versions
 
 if TYPE_CHECKING:
     import polars
@@ -92,6 +92,9 @@ def hypothesis(
         asdict(settings),
         [dict(entry) for entry in material.provenance],
     ]
+    # Before an engine wraps the model.
+    layouts = [mlp.layout for mlp in find_mlps(model.model)]
+    size = size_entry(layouts, model.model.num_parameters())
     with at_work(folder, worth_keeping=worth_keeping) if folder else nullcontext():
         stages = Stages(folder, about)
         try:
@@ -102,7 +105,7 @@ def hypothesis(
             raise ResourceError(
                 f"out of memory; lower --max-tokens (now {settings.max_tokens}) or --limit"
             ) from error
-        manifest = _manifest(model, material, settings, stages, result, started, argv)
+        manifest = _manifest(model, size, material, settings, stages, result, started, argv)
         result = replace(result, manifest=manifest)
         if output is not None:
             from .report import write_run
@@ -383,6 +386,7 @@ def _describe(name: str, found: Contrasts) -> dict[str, Any]:
 
 def _manifest(
     opened: OpenedModel,
+    size: dict[str, int],
     material: Material,
     options: Options,
     stages: Stages,
@@ -402,7 +406,7 @@ def _manifest(
             "device": str(opened.device),
             "layers": layers,
             "neurons": result.neurons.height,
-            "hidden": config.hidden_size,
+            **size,
         },
         "data": list(material.provenance),
         "items": {name: len(pairs) for name, pairs in material.pairs.items()},

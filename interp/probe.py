@@ -234,7 +234,7 @@ def probe(
     Raises:
         UsageError, ModelError, DataError, RunError, ResourceError: see `open_model`, `record_job`.
     """
-    from ..probes.engine import make_engine
+    from ..probes.engine import check_engine, make_engine
     from ..probes.tokens import Encoder
     from ..prune.histograms import WeightHistograms
     from ..prune.mlps import find_mlps
@@ -244,8 +244,10 @@ def probe(
     from .decode import check_decodable, check_rankable, decode_sets
     from .neurons import score_table
     from .probe_files import write_run
+    from .versions import size_entry
 
     settings = ProbeOptions(**options)
+    check_engine(settings.engine, remote=settings.remote)
     path = absolute(output)
     folder = folder_of(path, resume=resume, overwrite=overwrite)
     started = time.time()
@@ -265,6 +267,7 @@ def probe(
     prepared = prepare(sets, encoder, settings)
     mlps = find_mlps(opened.model)
     layouts = [mlp.layout for mlp in mlps]
+    size = size_entry(layouts, opened.model.num_parameters())
     if settings.decode:
         prepared = check_decodable(prepared, settings, layouts)
     check_free(path, overwrite=overwrite, room=_room(prepared.job, settings, layouts))
@@ -284,7 +287,7 @@ def probe(
         if settings.decode:
             decoded = decode_sets(opened, prepared, recorded, scores, settings, folder, progress)
         table = score_table([layout.width for layout in layouts], scores, layouts)
-        manifest = _manifest(opened, prepared, settings, recorded, started, argv)
+        manifest = _manifest(opened, size, prepared, settings, recorded, started, argv)
         manifest["warnings"] += notes
         write_run(
             path, prepared, recorded, table, manifest, opened.tokenizer, decoded, settings.criteria,
@@ -372,6 +375,7 @@ def resumable(output: str | Path) -> bool:
 
 def _manifest(
     opened: OpenedModel,
+    size: dict[str, int],
     prepared: Prepared,
     settings: ProbeOptions,
     recorded: Recorded,
@@ -395,7 +399,7 @@ def _manifest(
             "device": str(opened.device),
             "mlps": len(recorded.widths),
             "neurons": sum(recorded.widths),
-            "hidden": config.hidden_size,
+            **size,
         },
         "data": [dict(found.provenance) for found in prepared.sets],
         "tokens": {"texts": given, "computed": run, "selected": chosen},

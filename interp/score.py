@@ -28,7 +28,7 @@ from ..rundir import (
     writing,
 )
 from .neurons import score_table
-from .versions import occasion, source_entry, versions
+from .versions import occasion, size_entry, source_entry, versions
 
 if TYPE_CHECKING:
     import polars
@@ -97,6 +97,7 @@ def _score(
         scores = score_mlps(mlps, criteria, watch=histograms, **options)
         config = model.model.config.get_text_config()
         dtypes = [str(model.model.dtype).removeprefix("torch.")]
+        parameters = model.model.num_parameters()
     else:
         with open_checkpoint(model, progress=progress) as checkpoint:
             layouts, source = checkpoint.layouts, checkpoint.source
@@ -105,7 +106,12 @@ def _score(
             config = checkpoint.config
             slots = {s.tensor for layout in layouts for s in layout.slots.values()}
             dtypes = sorted({checkpoint.entries[name].dtype for name in slots})
-    about = {"family": config.model_type, "dtype": ", ".join(dtypes), "hidden": layouts[0].hidden}
+            parameters = checkpoint.parameters
+    about = {
+        "family": config.model_type,
+        "dtype": ", ".join(dtypes),
+        **size_entry(layouts, parameters),
+    }
     table = score_table([layout.width for layout in layouts], scores, layouts)
     return _Scored(table, layouts, source, about, histograms)
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..prune.layout import MlpLayout
     from ..prune.models import ModelSource
 
 
@@ -45,4 +46,14 @@ def source_entry(source: ModelSource) -> dict[str, Any]:
         "kind": source.kind,
         "revision": source.revision,
         "sha256": source.sha256,
+    }
+
+
+def size_entry(layouts: Sequence[MlpLayout], parameters: int) -> dict[str, int]:
+    """How large a model is: the residual stream, numbers in all, and numbers that go with a neuron
+    (of the first MLP; MLPs of one model are made alike)."""
+    return {
+        "hidden": layouts[0].hidden,
+        "parameters": parameters,
+        "parameters_per_neuron": layouts[0].parameters_per_neuron,
     }

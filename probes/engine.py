@@ -6,6 +6,7 @@ All do the same through one method, so that everything above is written once.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,15 +89,34 @@ class Engine(Protocol):
         ...
 
 
+LIBRARIES = {"lens": ("transformer_lens", "TransformerLens"), "nnsight": ("nnsight", "nnsight")}
+"""What engines need: the module, and what people call it. Both are extras of the engine's name."""
+
+
+def check_engine(name: str, *, remote: bool = False) -> None:
+    """Say before any work whether an engine can be made.
+
+    Raises:
+        UsageError: unknown engine, its library is not installed, or it cannot run remotely.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}; allowed are {', '.join(ENGINES)}")
+    if remote and name != "nnsight":
+        raise UsageError(f"engine {name!r} runs here only; --remote needs --engine nnsight")
+    if name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name][0]) is None:
+        raise UsageError(
+            f"the {name} engine needs {LIBRARIES[name][1]}: pip install 'glulens[{name}]'"
+        )
+
+
 def make_engine(opened: OpenedModel, name: str = "hooks", *, remote: bool = False) -> Engine:
     """The engine called `name` on an opened model.
 
     Raises:
-        UsageError: unknown engine, its library is not installed, or it cannot run remotely.
+        UsageError: see `check_engine`.
         ModelError: the model has no neurons the engine can reach.
     """
-    if remote and name != "nnsight":
-        raise UsageError(f"engine {name!r} runs here only; --remote needs --engine nnsight")
+    check_engine(name, remote=remote)
     if name == "hooks":
         from .hooks import HooksEngine
 
@@ -105,11 +125,9 @@ def make_engine(opened: OpenedModel, name: str = "hooks", *, remote: bool = Fals
         from .lens import LensEngine
 
         return LensEngine(opened.model)
-    if name == "nnsight":
-        from .remote import NnsightEngine
+    from .remote import NnsightEngine
 
-        return NnsightEngine(opened, remote=remote)
-    raise UsageError(f"unknown engine {name!r}; allowed are {', '.join(ENGINES)}")
+    return NnsightEngine(opened, remote=remote)
 
 
 def silencer(cut: NeuronSet, *, spare_first: bool = False) -> Intervention:

@@ -93,6 +93,13 @@ def keys_of(where: str) -> tuple[Key, ...]:
     return tuple(key for key in KEYS if key.where == where)
 
 
+def default_file() -> Path:
+    """Where a key file is looked for if none is given."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("glulens")) / "keys.toml"
+
+
 def read_keys(path: str | Path) -> dict[str, str]:
     """Keys by binding, from a key file.
 
