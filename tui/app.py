@@ -239,7 +239,7 @@ class Browser(App[list[str]]):
 
     def action_sort(self, step: int) -> None:
         """Rank by another column."""
-        names, state = self.session.columns.names, self.session.state
+        names, state = self.session.names, self.session.state
         self.rank_by(names[(names.index(state.by) + step) % len(names)])
 
     def rank_by(self, name: str) -> None:
@@ -371,7 +371,7 @@ class Browser(App[list[str]]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """What the palette finds besides Textual's own: every column."""
         yield from super().get_system_commands(screen)
-        for name in self.session.columns.names:
+        for name in self.session.names:
             yield SystemCommand(
                 f"rank by {safe(name)}",
                 "order the neurons by this column",

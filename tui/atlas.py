@@ -125,7 +125,7 @@ class Atlas(View):
 
     def action_value(self, step: int) -> None:
         """Colour by another column."""
-        names = self.session.columns.names
+        names = self.session.names
         self._value = names[(names.index(self.value) + step) % len(names)]
         self.refresh_view()
 

@@ -51,8 +51,10 @@ class Session:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns of the table, from left to right; the order does not change with the ranking."""
-        return self.columns.names
+        """Columns from left to right: scores, attributions and d_z, then all else; whatever is
+        ranked by, they stay where they are."""
+        columns = self.columns
+        return tuple(dict.fromkeys([*columns.shown(columns.names[0]), *columns.names]))
 
     def keep(self, state: State) -> np.ndarray | None:
         """Which rows pass a state's filter, bool [n]; None for all.
