@@ -43,6 +43,8 @@ def run_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[...,
         click.option("--decode-every", type=int, default=defaults["decode_every"],
                      show_default=True, metavar="N",
                      help="Linear probes on every Nth layer; 0 for none."),
+        click.option("--permutations", type=int, default=defaults["permutations"],
+                     show_default=True, metavar="N", help="Draws of the item-label null."),
         click.option("--umap/--no-umap", default=defaults["umap"], show_default=True,
                      help="Draw neurons by functional profile; takes half a minute."),
         click.option("--max-tokens", type=int, default=1024, show_default=True, metavar="N",
@@ -70,12 +72,11 @@ def run_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[...,
     map_items=4,
     null_items=100,
     decode_every=3,
+    permutations=2000,
     umap=True,
 )
 @click.option("--dose-items", type=int, default=40, show_default=True, metavar="N",
               help="TruthfulQA questions under growing cuts; 0 for none.")  # fmt: skip
-@click.option("--permutations", type=int, default=2000, show_default=True, metavar="N",
-              help="Draws of the item-label null.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put prompts through the model's chat template.")
 @click.option("--engine", type=click.Choice(["hooks", "lens"]), default="hooks", show_default=True)
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -98,12 +99,13 @@ def hypothesis(model: str, **options: Any) -> None:
     map_items=0,
     null_items=0,
     decode_every=0,
+    permutations=1000,
     umap=False,
 )
 def demo(**options: Any) -> None:
     """The hypothesis on SmolLM2-135M-Instruct with the built-in sample."""
     # Fewer draws and items than in earnest: a first look takes minutes, not a quarter of an hour.
-    _hypothesis("demo", "smollm2-135m-instruct", permutations=1000, bootstraps=200, **options)
+    _hypothesis("demo", "smollm2-135m-instruct", bootstraps=200, **options)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: a core each, before torch counts them
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: a core each, before anyone counts them
+    for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(threads, "1")
 
 import torch
 

@@ -96,7 +96,15 @@ def test_the_commands_speak(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("animals.csv").write_text(CSV + '"<|im_end|> and [nul] \x00",1,c\n,0,c\n')
     out, err = says(
-        capsys, "probe", "smollm2-135m-instruct", "--on", "animals.csv", "-o", "run", "--json"
+        capsys,
+        "probe",
+        "smollm2-135m-instruct",
+        "--on",
+        "animals.csv",
+        "-o",
+        "run",
+        "--json",
+        "--no-vocabulary",
     )
     about = json.loads(out)
     assert about["schema_version"] == 1
