@@ -48,7 +48,7 @@ def test_planted_orders_are_told_and_random_ones_are_not():
     )
     by_key = {(row.kind, row.strength): row for row in rates(found)}
     assert by_key[PLANTED, 1.0].supported >= 6
-    assert by_key[REVERSED, 1.0].contradicted == 8
+    assert by_key[REVERSED, 1.0].contradicted >= 6
     assert by_key[PLANTED, 1.0].contradicted == by_key[REVERSED, 1.0].supported == 0
     assert by_key[RANDOM, 0.0].n == 32
     assert by_key[RANDOM, 0.0].supported + by_key[RANDOM, 0.0].contradicted <= 3
