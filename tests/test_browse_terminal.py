@@ -88,6 +88,7 @@ def test_a_session_from_the_ranking_to_a_written_set(tmp_path, terminals):
     first = f"L{np.argmax(ppm) // 40}.N{np.argmax(ppm) % 40}"
     assert first in terminal.screen().splitlines()[3]
     terminal.press("/")
+    terminal.wait("where")
     terminal.type("layer == 1 and ppm > 0.5")
     inside = int(((np.arange(120) // 40 == 1) & (ppm > np.float32(0.5))).sum())
     terminal.wait(f"{inside} of 120")

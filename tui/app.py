@@ -306,7 +306,7 @@ class Browser(App[list[str]]):
             filters.parse(text, self.session.columns.names)
             self.push(replace(self.session.state, where=text.strip()))
 
-        self.query_one(Ask).ask("filter", self.session.state.where, apply, live=count)
+        self.query_one(Ask).ask("where", self.session.state.where, apply, live=count)
 
     def action_goto(self) -> None:
         """Ask for a neuron's name."""
