@@ -227,7 +227,9 @@ def decoding_figure(result: HypothesisResult) -> Figure:
         axis.annotate(row["what"], where, xycoords=("axes fraction", "data"), fontsize=7,
                       va="center", xytext=(3, 0), textcoords="offset points")  # fmt: skip
     axis.set_xlabel("layer")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("accuracy, questions left out")
     axis.legend(frameon=False, fontsize=8)
     plain(axis)

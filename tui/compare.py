@@ -38,7 +38,9 @@ class Pair:
                 place[rows.start + order] = np.arange(len(order), dtype=np.int32)
         shift = np.asarray(b, np.float64) - np.asarray(a, np.float64)
         moved = second - first
-        self._arrays = dict(zip(NAMES, (a, b, shift, first, second, moved), strict=True))
+        self._arrays: dict[str, np.ndarray] = dict(
+            zip(NAMES, (a, b, shift, first, second, moved), strict=True)
+        )
         self.order = ascending(np.abs(shift), descending=True)
         """Rows, those that moved furthest first."""
 
