@@ -121,7 +121,7 @@ def test_a_small_run_from_start_to_end(tmp_path, smollm):
         "--limit",
         "4",
         "--causal-items",
-        "0",
+        "2",
         "--permutations",
         "100",
         "-o",

@@ -90,7 +90,7 @@ def test_the_associations_can_be_recomputed_from_the_table(run, stories):
         assert row.rho == pytest.approx(np.mean(rhos), abs=2e-4)
 
 
-def test_same_seed_same_bytes(run, stories, tmp_path):
+def test_same_seed_same_bytes_other_seed_other_items(run, stories, tmp_path):
     again = glulens.hypothesis(stories, output=tmp_path / "again", **EVERYTHING)
     assert again.path is not None
     assert_frame_equal(run.neurons, again.neurons)
@@ -98,9 +98,11 @@ def test_same_seed_same_bytes(run, stories, tmp_path):
     for name in ("neurons.parquet", "figures/localisation.svg", "figures/mass.csv", *tables):
         assert (run.path / name).read_bytes() == (again.path / name).read_bytes(), name
     assert again.associations == run.associations
+    other = glulens.hypothesis(stories, seed=1, **{**QUICK, "causal_items": 0})
+    assert not other.neurons.equals(run.neurons)
+    assert other.path is None
 
 
-@pytest.mark.slow
 def test_the_lens_engine_says_the_same(run, stories):
     pytest.importorskip("transformer_lens")
     import copy
@@ -109,8 +111,6 @@ def test_the_lens_engine_says_the_same(run, stories):
 
     fresh = OpenedModel(copy.deepcopy(stories.model), stories.tokenizer, stories.source)
     theirs = glulens.hypothesis(fresh, engine="lens", **QUICK)
-    assert theirs.path is None
-    assert {row.layer for row in theirs.effects} == {EVERY}, "no map was asked for"
     keys = [c for c in run.neurons.columns if c.startswith(("attr_", "diff_", "rms_"))]
     assert_frame_equal(
         run.neurons.select(keys), theirs.neurons.select(keys), abs_tol=1e-4, rel_tol=1e-3
@@ -143,6 +143,8 @@ def test_parts_can_be_left_out(stories, tmp_path):
     said = (tmp_path / "r" / "report.md").read_text()
     assert "## Silencing" not in said
     assert "## Models that know nothing" not in said
+    no_map = glulens.hypothesis(stories, **QUICK)
+    assert {row.layer for row in no_map.effects} == {EVERY}
 
 
 def test_models_that_know_nothing_and_controls_stand_beside_the_verdict(run):

@@ -15,7 +15,7 @@ from .glyphs import cells, safe
 from .grid import NeuronTable
 from .ordering import ascending
 from .session import Session, write_text
-from .view import View, bindings
+from .view import TableView, bindings
 
 BASE, TUNED = "base_", "tuned_"
 NAMES = ("a", "b", "shift", "rank a", "rank b", "rank shift")
@@ -93,7 +93,7 @@ def pairs(session: Session) -> tuple[tuple[str, str, str], ...]:
     return found
 
 
-class Compare(View):
+class Compare(TableView):
     """Values, shifts and rank shifts; those that moved furthest first."""
 
     NAME = "compare"
@@ -110,10 +110,6 @@ class Compare(View):
         """What is compared, and the table."""
         yield Static(id="pair", markup=False)
         yield NeuronTable()
-
-    def focus_view(self) -> None:
-        """The keys go to the table."""
-        self.query_one(NeuronTable).focus()
 
     def action_pair(self, step: int) -> None:
         """Another column."""
@@ -170,20 +166,6 @@ class Compare(View):
             f"{name}: {moved:,} of {len(a):,} neurons differ; rank correlation within layers {told}"
         )
         self.query_one("#pair", Static).update(cells(safe(title), max(self.size.width - 2, 1)))
-
-    def on_neuron_table_moved(self, message: NeuronTable.Moved) -> None:
-        """The cursor is shared by all views."""
-        if message.row != self.session.state.cursor:
-            self.browser.go(message.row)
-
-    def on_neuron_table_chosen(self, message: NeuronTable.Chosen) -> None:
-        """Open the neuron."""
-        self.browser.go(message.row)
-        self.browser.action_view("neuron")
-
-    def on_neuron_table_marked(self, message: NeuronTable.Marked) -> None:
-        """Mark it."""
-        self.browser.mark(message.row)
 
     def file_name(self) -> str:
         """After the column."""

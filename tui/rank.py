@@ -12,13 +12,13 @@ from ..neuron_keys import labels
 from .grid import NeuronTable
 from .portrait import Portrait
 from .session import write_text
-from .view import View
+from .view import TableView
 
 _WIDE = 130
 """Cells of the screen from which on the neuron is shown beside the table."""
 
 
-class Rank(View):
+class Rank(TableView):
     """The neurons that pass the filter, in order."""
 
     NAME = "rank"
@@ -32,10 +32,6 @@ class Rank(View):
         with Horizontal():
             yield NeuronTable()
             yield Portrait()
-
-    def focus_view(self) -> None:
-        """The keys go to the table."""
-        self.query_one(NeuronTable).focus()
 
     def refresh_view(self) -> None:
         """Show the order and the cursor."""
@@ -60,27 +56,9 @@ class Rank(View):
         self.set_class(self.app.size.width >= _WIDE, "wide")
         self._portray()
 
-    def on_neuron_table_moved(self, message: NeuronTable.Moved) -> None:
-        """The cursor is shared by all views."""
-        if message.row != self.session.state.cursor:
-            self.browser.go(message.row)
-
-    def on_neuron_table_chosen(self, message: NeuronTable.Chosen) -> None:
-        """Open the neuron."""
-        self.browser.go(message.row)
-        self.browser.action_view("neuron")
-
-    def on_neuron_table_marked(self, message: NeuronTable.Marked) -> None:
-        """Mark it."""
-        self.browser.mark(message.row)
-
     def on_neuron_table_sorted(self, message: NeuronTable.Sorted) -> None:
         """A name was clicked."""
         self.browser.rank_by(message.name)
-
-    def on_neuron_table_unreadable(self, message: NeuronTable.Unreadable) -> None:
-        """A column cannot be read."""
-        self.browser.error(str(message.error))
 
     def file_name(self) -> str:
         """After what is ranked by."""

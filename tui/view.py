@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
+from .grid import NeuronTable
 from .keys import keys_of
 
 if TYPE_CHECKING:
@@ -70,3 +71,29 @@ class View(Widget):
         header, rows = self.rows()
         write_rows(path, header, rows)
         return f"{len(rows):,} rows"
+
+
+class TableView(View):
+    """A view around a table of neurons, whose cursor is that of all views."""
+
+    def focus_view(self) -> None:
+        """The keys go to the table."""
+        self.query_one(NeuronTable).focus()
+
+    def on_neuron_table_moved(self, message: NeuronTable.Moved) -> None:
+        """The cursor is shared by all views."""
+        if message.row != self.session.state.cursor:
+            self.browser.go(message.row)
+
+    def on_neuron_table_chosen(self, message: NeuronTable.Chosen) -> None:
+        """Open the neuron."""
+        self.browser.go(message.row)
+        self.browser.action_view("neuron")
+
+    def on_neuron_table_marked(self, message: NeuronTable.Marked) -> None:
+        """Mark it."""
+        self.browser.mark(message.row)
+
+    def on_neuron_table_unreadable(self, message: NeuronTable.Unreadable) -> None:
+        """A column cannot be read."""
+        self.browser.error(str(message.error))
