@@ -16,14 +16,17 @@ Value = np.ndarray | float
 
 def quantile(values: np.ndarray, percent: float) -> float:
     """The percentile of values [n] that are not NaN, linear between neighbours; NaN of none."""
-    there = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+    there = values[~missing] if missing.any() else values
     if not len(there) or not 0 <= percent <= 100:
         return float("nan")
     place = percent / 100 * (len(there) - 1)
     low = int(place)
-    high = min(low + 1, len(there) - 1)
-    parted = np.partition(there, (low, high))
-    a, b, share = float(parted[low]), float(parted[high]), place - low
+    parted = np.partition(there, low)
+    # The next one is the least of those above: several times faster than to part at both.
+    above = parted[low + 1 :]
+    a, share = float(parted[low]), place - low
+    b = float(above.min()) if len(above) else a
     return a if share == 0 or a == b else a * (1 - share) + b * share
 
 
