@@ -115,6 +115,15 @@ def test_a_session_from_the_ranking_to_a_written_set(tmp_path, terminals):
     assert marked.startswith("L1.N")
 
 
+def test_what_is_typed_ahead_is_not_lost(tmp_path, terminals):
+    run_of(tmp_path / "run", dense(), model={"name": "tiny", "hidden": 16})
+    terminal = browse(terminals, tmp_path, "run --print > marked.txt; echo ended $?")
+    terminal.wait("120 of 120 neurons")
+    terminal.type("/layer == 1\r:L1.N7\r q")
+    terminal.wait("ended 0")
+    assert (tmp_path / "marked.txt").read_text() == "L1.N7\n"
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "screen"}])
 def test_a_small_terminal_with_few_colours_is_enough(tmp_path, terminals, environment):
     run_of(tmp_path / "run", dense(), model={"name": "tiny", "hidden": 16})

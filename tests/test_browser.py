@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ import numpy as np
 import polars
 import pytest
 from browsing import dense, mixture, run_of
+from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, Static
 
@@ -41,6 +43,8 @@ class Tour:
 
     async def rest(self) -> None:
         await self._pilot.pause()
+        if self._app._typing is not None:
+            await self._app._typing
         await self._app.workers.wait_for_complete()
         await self._pilot.pause()
 
@@ -139,6 +143,43 @@ def test_a_bad_filter_says_why_and_changes_nothing(run):
         assert isinstance(app.focused, NeuronTable)
 
     play(run, tour)
+
+
+def test_keys_typed_ahead_go_where_they_would_if_one_waited(run, tmp_path):
+    spelled = {"/": "slash", "=": "equals_sign", " ": "space", "\r": "enter", ":": "colon"}
+
+    async def tour(app, press):
+        def type_ahead(text: str, *keys: str) -> None:
+            for letter in text:
+                shown = letter if letter.isprintable() else None
+                app.post_message(Key(spelled.get(letter, letter), shown))
+            for key in keys:
+                app.post_message(Key(key, None))
+
+        type_ahead("/layer == 1\r")
+        await press.rest()
+        assert app.session.state.where == "layer == 1"
+        type_ahead(":L1.N7\r ")
+        await press.rest()
+        assert app.session.columns.label(app.session.state.cursor) == "L1.N7"
+        assert np.flatnonzero(app.session.marks).tolist() == [40 + 7]
+        type_ahead(":L2.N7\r")
+        await press.rest()
+        assert "L2.N7 does not pass the filter" in text_of(app, "#answer")
+        assert app.session.columns.label(app.session.state.cursor) == "L1.N7"
+        type_ahead("", "escape")
+        type_ahead("5", "right", "right")
+        await press.rest()
+        assert app.view.NAME == "prune"
+        assert "18 of 120 neurons" in screen(app)
+        type_ahead("w", "ctrl+u")
+        type_ahead("out\r7")
+        await press.rest()
+        assert app.view.NAME == "sets"
+        assert (tmp_path / "out").is_file()
+
+    with contextlib.chdir(tmp_path):
+        play(run, tour)
 
 
 def test_going_to_a_neuron_and_along_the_ranking(run):

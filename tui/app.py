@@ -6,7 +6,10 @@ thread, and what they find is shown when it is there. Keys are never kept waitin
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +18,7 @@ import numpy as np
 from rich.text import Text
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import BindingType
+from textual.events import Event, Key
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer, Static
 from textual.worker import get_current_worker
@@ -60,6 +64,8 @@ class Browser(App[list[str]]):
         self._working = ""
         self._ordered: tuple[str, str, bool, object] | None = None
         self._to_the_top = True
+        self._typed: deque[Key] = deque()
+        self._typing: asyncio.Task[None] | None = None
         self._last: State | None = None
         """The last state whose order was found."""
 
@@ -216,6 +222,32 @@ class Browser(App[list[str]]):
 
     # Keys
 
+    async def on_event(self, event: Event) -> None:
+        """Take one key after the other.
+
+        Textual hands a key to the focused widget and takes the next before that has had its effect,
+        so that what is typed quickly after `/` would still go to the table.
+        """
+        if not isinstance(event, Key) or event.is_forwarded:
+            await super().on_event(event)
+            return
+        self._typed.append(event)
+        if self._typing is None or self._typing.done():
+            self._typing = asyncio.create_task(self._take_keys())
+
+    async def _take_keys(self) -> None:
+        """Hand over what was typed; the next key once the one before has had its effect."""
+        while self._typed and self.is_running:
+            target = self.focused or self.screen
+            await super().on_event(self._typed.popleft())
+            # A key goes up from the focused widget to the app, and messages that come of it do.
+            nodes = target.ancestors_with_self
+            for node in (*nodes, *nodes):
+                reached = asyncio.Event()
+                if node.call_later(reached.set):
+                    with suppress(TimeoutError):  # a widget at work is not waited for long
+                        await asyncio.wait_for(reached.wait(), _PATIENCE)
+
     def action_view(self, name: str) -> None:
         """Show one of the seven."""
         self.query_one(ContentSwitcher).current = name
@@ -310,7 +342,14 @@ class Browser(App[list[str]]):
 
     def action_goto(self) -> None:
         """Ask for a neuron's name."""
-        self.query_one(Ask).ask("go to", "", lambda text: self.go(self.session.columns.find(text)))
+
+        def to(text: str) -> None:
+            row = self.session.columns.find(text)
+            if not np.any(self.session.order == row):
+                raise UsageError(f"{self.session.columns.label(row)} does not pass the filter")
+            self.go(row)
+
+        self.query_one(Ask).ask("go to", "", to)
 
     def action_export(self) -> None:
         """Ask for a file: the view's rows, the marks, or a picture of the screen."""

@@ -72,7 +72,7 @@ class Ask(Horizontal):
         field.value = value
         field.cursor_position = len(value)
         self.add_class("asking")
-        field.focus()
+        self.screen.set_focus(field)  # at once: `focus` would come after the next key
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Try the text once the keys rest."""
@@ -122,6 +122,6 @@ class Ask(Horizontal):
         self._apply = self._live = None
         browser = cast("Browser", self.app)
         if self._before is not None and self._before.is_attached and self._before.focusable:
-            self._before.focus()
+            self.screen.set_focus(self._before)
         else:
             browser.view.focus_view()

@@ -69,7 +69,7 @@ class Atlas(View):
 
     def focus_view(self) -> None:
         """The keys go to the map."""
-        self.query_one(HeatMap).focus()
+        self.screen.set_focus(self.query_one(HeatMap))
 
     @property
     def value(self) -> str:

@@ -22,7 +22,7 @@ class Neuron(View):
 
     def focus_view(self) -> None:
         """The keys scroll the page."""
-        self.query_one(Portrait).focus()
+        self.screen.set_focus(self.query_one(Portrait))
 
     def refresh_view(self) -> None:
         """Show the neuron under the cursor."""

@@ -65,7 +65,7 @@ class Prompt(View):
 
     def focus_view(self) -> None:
         """The keys go to the map."""
-        self.query_one(HeatMap).focus()
+        self.screen.set_focus(self.query_one(HeatMap))
 
     def refresh_view(self) -> None:
         """Say what to do where nothing was asked yet."""

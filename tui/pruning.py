@@ -64,7 +64,7 @@ class Prune(View):
     def focus_view(self) -> None:
         """The view itself takes the keys that move the slider."""
         self.can_focus = True
-        self.focus()
+        self.screen.set_focus(self)
 
     def refresh_view(self) -> None:
         """Cut by the column that is ranked by."""

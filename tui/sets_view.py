@@ -35,7 +35,7 @@ class SetsView(View):
 
     def focus_view(self) -> None:
         """The keys go to the list."""
-        self.query_one(OptionList).focus()
+        self.screen.set_focus(self.query_one(OptionList))
 
     def refresh_view(self) -> None:
         """List the sets."""

@@ -78,7 +78,7 @@ class TableView(View):
 
     def focus_view(self) -> None:
         """The keys go to the table."""
-        self.query_one(NeuronTable).focus()
+        self.screen.set_focus(self.query_one(NeuronTable))
 
     def on_neuron_table_moved(self, message: NeuronTable.Moved) -> None:
         """The cursor is shared by all views."""
