@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 
 import numpy as np
 from rich.text import Text
@@ -28,6 +29,8 @@ _LISTS = {
     "in_up": "up reads",
 }
 _EXAMPLES = 6
+_Section = Callable[[Facts, int], Iterator[Text]]
+_TWO = 100  # cells from which on the page stands in two columns
 
 
 class Portrait(VerticalScroll):
@@ -82,11 +85,29 @@ def page(found: Facts, width: int) -> Iterator[Text]:
         (found.label, "bold"),
         cells(f"  one of {found.neurons_in_layer:,} in layer {found.layer}", width - 10),
     )
-    for section in (_scores, _effects, _activations, _weights, _vocabulary, _examples):
+    numbers, words = (_scores, _effects, _activations, _weights), (_vocabulary, _examples)
+    if width < _TWO or not (found.vocabulary or found.examples):
+        yield from _sections(found, (*numbers, *words), width)
+        yield from _missing(found, width)
+        return
+    half = width * 4 // 7
+    left = [*_sections(found, numbers, half), *_missing(found, half)]
+    right = _sections(found, words, width - half - 2)
+    for one, other in zip_longest(left, right, fillvalue=Text()):
+        line = one.copy()
+        line.pad_right(half + 2 - line.cell_len)
+        yield line.append_text(other)
+
+
+def _sections(found: Facts, sections: Iterable[_Section], width: int) -> Iterator[Text]:
+    for section in sections:
         try:
             yield from section(found, width)
         except (ValueError, GlulensError) as error:  # a table that is not what it should be
             yield Text(cells(safe(str(error)), width), "dim")
+
+
+def _missing(found: Facts, width: int) -> Iterator[Text]:
     for name, why in found.missing.items():
         yield Text()
         yield from _wrapped(f"no {name.replace('_', ' ')}: {safe(why)}", width)

@@ -39,7 +39,8 @@ class Prompt(View):
     Prompt #text { height: auto; max-height: 3; padding: 0 1; }
     Prompt #beside { width: 44; border-left: vkey $panel; }
     Prompt #next { height: auto; padding: 0 1; }
-    Prompt OptionList { border: none; height: 1fr; }
+    Prompt #at { height: 1; padding: 0 1; }
+    Prompt OptionList, Prompt OptionList:focus { border: none; height: 1fr; padding: 0; }
     Prompt.narrow #beside { width: 34; }
     """
 
@@ -61,6 +62,7 @@ class Prompt(View):
             yield HeatMap()
             with Vertical(id="beside"):
                 yield Static(id="next", markup=False)
+                yield Static(id="at", markup=False)
                 yield OptionList(markup=False)
 
     def focus_view(self) -> None:
@@ -181,13 +183,16 @@ class Prompt(View):
                 was = before.get(one.token)
                 line.append("  (less)" if was is None else f" ({was:.2%})", "dim")
             lines.append(line)
-        return lines
+        return [*lines, Text()]
 
     def _list(self) -> None:
         answer = self._answer
         if answer is None:
             return
         at = min(self.query_one(HeatMap).cursor[0], len(answer.tokens) - 1)
+        where = "" if self._layer is None else f", layer {self._layer}"
+        title = f"largest activations at {safe(answer.tokens[at], borders=True)}{where}"
+        self.query_one("#at", Static).update(Text(cells(title, 42), "bold underline"))
         found = [
             (int(row), float(value))
             for row, value in zip(answer.top_rows[at], answer.top_values[at], strict=True)

@@ -54,7 +54,9 @@ class Session:
         """Columns from left to right: scores, attributions and d_z, then all else; whatever is
         ranked by, they stay where they are."""
         columns = self.columns
-        return tuple(dict.fromkeys([*columns.shown(columns.names[0]), *columns.names]))
+        # Counts of tokens are the same for nearly all neurons: nobody ranks by them first.
+        others = sorted(columns.names, key=lambda name: name.startswith("tokens_"))
+        return tuple(dict.fromkeys([*columns.shown(columns.names[0]), *others]))
 
     def keep(self, state: State) -> np.ndarray | None:
         """Which rows pass a state's filter, bool [n]; None for all.

@@ -25,7 +25,7 @@ class SetsView(View):
     BINDINGS = bindings("sets")
     DEFAULT_CSS = """
     SetsView #head { height: 1; padding: 0 1; }
-    SetsView OptionList { border: none; height: 1fr; }
+    SetsView OptionList, SetsView OptionList:focus { border: none; height: 1fr; padding: 0; }
     """
 
     def compose(self) -> ComposeResult:
@@ -57,6 +57,10 @@ class SetsView(View):
             head = "no set yet: s keeps the marks as one, o reads one from a file"
         self.query_one("#head", Static).update(cells(head, max(self.size.width - 2, 1)))
 
+    def _show_newest(self) -> None:
+        self.refresh_view()
+        self.query_one(OptionList).highlighted = len(self.session.sets) - 1
+
     def _chosen(self) -> str:
         at = self.query_one(OptionList).highlighted
         names = list(self.session.sets)
@@ -87,7 +91,7 @@ class SetsView(View):
 
         def keep(name: str) -> None:
             self.session.sets[name.strip()] = self.session.marked_set()
-            self.refresh_view()
+            self._show_newest()
 
         self.app.query_one(Ask).ask("name for the marked neurons", "", keep)
 
@@ -101,7 +105,7 @@ class SetsView(View):
             found = self.session.sets.combine(text)
             name = text.strip().replace("`", "'")[:60]
             self.session.sets[name] = found
-            self.refresh_view()
+            self._show_newest()
 
         self.app.query_one(Ask).ask("combine, as in a & b - c | ~d", "", keep, live=size)
 
@@ -112,7 +116,7 @@ class SetsView(View):
             if not text.strip():
                 raise UsageError("no file name given")
             self.session.sets.load(Path(text.strip()).expanduser())
-            self.refresh_view()
+            self._show_newest()
 
         self.app.query_one(Ask).ask("read a set from", "", load)
 
