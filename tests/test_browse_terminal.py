@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from browsing import dense, run_of
 
-from glulens.prune.selection import NeuronSet
+from glulens.prune.selection import NeuronSet, cut_count
+from glulens.rundir import open_run
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 PATIENCE = 30  # seconds until something must be on the screen
@@ -78,41 +79,65 @@ def browse(terminals, folder: Path, words: str, size=(120, 32), **environment: s
     return terminal
 
 
-def test_a_session_from_the_ranking_to_a_written_set(tmp_path, terminals):
-    run_of(tmp_path / "run", dense(), model={"name": "tiny", "hidden": 16})
-    ppm = dense()["ppm"].to_numpy()
-    terminal = browse(terminals, tmp_path, "run --print > marked.txt; echo ended $?")
-    terminal.wait("2 rank", "run: tiny", "120 of 120 neurons · ppm ▲")
+def a_session(terminals, folder: Path, run: str) -> None:
+    """Rank, filter, mark, open a neuron, move the slider, write the set, leave; the screen and the
+    files must say what the table of the run says."""
+    found = open_run(folder / run)
+    table = found.neurons()
+    ppm, layer = table["ppm"].to_numpy(), table["layer"].to_numpy()
+    n, layers = len(ppm), layer.max() + 1
+    width = n // layers
+    terminal = browse(terminals, folder, f"{run} --print > marked.txt; echo ended $?")
+    model = found.manifest["model"]["name"]
+    terminal.wait("2 rank", f"{run}: {model}", f"{n:,} of {n:,} neurons · ppm ▲")
     terminal.press("r")
     terminal.wait("ppm ▼")
-    first = f"L{np.argmax(ppm) // 40}.N{np.argmax(ppm) % 40}"
+    first = f"L{np.argmax(ppm) // width}.N{np.argmax(ppm) % width}"
     assert first in terminal.screen().splitlines()[3]
+    limit = np.round(np.median(ppm[layer == 1]), 2)
     terminal.press("/")
     terminal.wait("where")
-    terminal.type("layer == 1 and ppm > 0.5")
-    inside = int(((np.arange(120) // 40 == 1) & (ppm > np.float32(0.5))).sum())
-    terminal.wait(f"{inside} of 120")
+    terminal.type(f"layer == 1 and ppm > {limit:.2f}")
+    inside = int(((layer == 1) & (ppm > np.float32(limit))).sum())
+    terminal.wait(f"{inside} of {n:,}")
     terminal.press("Enter")
-    terminal.wait(f"{inside} of 120 neurons", "where layer == 1 and ppm > 0.5")
+    terminal.wait(f"{inside} of {n:,} neurons", f"where layer == 1 and ppm > {limit:.2f}")
     terminal.press("Space")
     terminal.wait("1 marked")
     terminal.press("Enter")
-    terminal.wait("one of 40 in layer 1", "attribution")
+    terminal.wait(f"one of {width:,} in layer 1", "attribution")
+    cut = cut_count(width, 0.1)
     terminal.press("5")
-    terminal.wait("12 of 120 neurons")
+    terminal.wait(f"{cut * layers:,} of {n:,} neurons")
     terminal.press("Right", "Right")
-    terminal.wait("18 of 120 neurons")
+    terminal.wait(f"{(cut + 2) * layers:,} of {n:,} neurons")
     terminal.press("w")
     terminal.wait("write the neurons that leave to")
     terminal.press("C-u")
     terminal.type("lowest.json")
     terminal.press("Enter")
     terminal.wait("written to lowest.json")
-    assert NeuronSet.load(tmp_path / "lowest.json").counts == (6, 6, 6)
+    written = NeuronSet.load(folder / "lowest.json")
+    assert written.counts == (cut + 2,) * layers
+    lowest = np.argsort(ppm[:width], kind="stable")[: cut + 2]
+    assert set(written.indices[0]) == set(lowest.tolist())
     terminal.press("q")
     terminal.wait("ended 0")
-    (marked,) = (tmp_path / "marked.txt").read_text().split()
-    assert marked.startswith("L1.N")
+    (marked,) = (folder / "marked.txt").read_text().split()
+    best = np.argmax(np.where(layer == 1, ppm, -np.inf))
+    assert marked == f"L1.N{best % width}"
+
+
+def test_a_session_from_the_ranking_to_a_written_set(tmp_path, terminals):
+    run_of(tmp_path / "run", dense(), model={"name": "tiny", "hidden": 16})
+    a_session(terminals, tmp_path, "run")
+
+
+@pytest.mark.slow
+def test_the_same_session_on_the_demos_run(tmp_path, terminals):
+    command = [sys.executable, "-m", "glulens", "demo", "-o", "demo"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    a_session(terminals, tmp_path, "demo")
 
 
 def test_what_is_typed_ahead_is_not_lost(tmp_path, terminals):
