@@ -13,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .interp.compare import CompareResult as CompareResult
+    from .interp.compare import compare as compare
     from .interp.hypothesis import HypothesisResult as HypothesisResult
     from .interp.hypothesis import hypothesis as hypothesis
     from .interp.probe import probe as probe
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CompareResult": ".interp.compare",
     "HypothesisResult": ".interp.hypothesis",
     "NeuronSet": ".prune.selection",
     "OpenedModel": ".prune.models",
     "RunDirectory": ".rundir",
+    "compare": ".interp.compare",
     "hypothesis": ".interp.hypothesis",
     "open_model": ".prune.models",
     "open_run": ".rundir",
@@ -38,11 +42,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompareResult",
     "HypothesisResult",
     "NeuronSet",
     "OpenedModel",
     "RunDirectory",
     "__version__",
+    "compare",
     "hypothesis",
     "open_model",
     "open_run",

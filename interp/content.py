@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
 
 Row = tuple[str, ...]
 
@@ -50,6 +54,33 @@ class Report:
     lead: str
     about: str
     sections: Sequence[Section]
+
+
+def grid(
+    title: str, content: tuple[Row, Sequence[Row]], left: int, *, grouped: bool = False
+) -> Grid:
+    """A table for the terminal: header and rows under a title, the first `left` columns text.
+
+    Args:
+        grouped: leave a gap where the first column's word changes.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Grid
+
+    header, rows = content
+    found = Grid(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for place, name in enumerate(header):
+        found.add_column(name, justify="left" if place < left else "right")
+    for place, row in enumerate(rows):
+        following = rows[place + 1 : place + 2]
+        found.add_row(*row, end_section=grouped and bool(following) and following[0][0] != row[0])
+    return found
 
 
 def markdown(report: Report, figures: Path) -> str:

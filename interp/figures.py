@@ -312,13 +312,20 @@ def write_figures(
     result: HypothesisResult, folder: Path, tell: Callable[[str], None] = lambda _: None
 ) -> list[str]:
     """Draw the run's figures into a folder; returns their names."""
+    return save_figures(draw_all(result), folder, tell)
+
+
+def save_figures(
+    drawn: Iterator[Drawn], folder: Path, tell: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """Save figures, drawn one by one meanwhile, as PNG, SVG and CSV; returns their names."""
     import matplotlib
 
     folder.mkdir(exist_ok=True)
     names = []
     # A fixed salt and no date: the same run draws the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "glulens", "svg.fonttype": "none"}):
-        for name, figure, frame in draw_all(result):
+        for name, figure, frame in drawn:
             figure.savefig(folder / f"{name}.png", dpi=130)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             (folder / f"{name}.csv").write_text(frame.write_csv())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..prune.expressions import is_control
 from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
 from .causal import EVERY
-from .content import Block, Picture, Report, Section, Table, html, markdown
+from .content import Block, Picture, Report, Section, Table, grid, html, markdown
 from .localisation import FAINT
 from .neurons import COLUMNS
 from .rows import (
@@ -41,29 +41,8 @@ TABLES = "tables"
 
 def terminal(result: HypothesisResult) -> RenderableType:
     """Tables and verdict for a terminal."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table as Grid
     from rich.text import Text
-
-    def grid(title: str, content: Rows, left: int, *, grouped: bool = False) -> Grid:
-        header, rows = content
-        found = Grid(
-            title=f"\n{title}",
-            title_justify="left",
-            title_style="bold",
-            box=SIMPLE_HEAD,
-            padding=(0, 1),
-        )
-        for place, name in enumerate(header):
-            found.add_column(name, justify="left" if place < left else "right")
-        for place, row in enumerate(rows):
-            # A gap between properties where they have several rows each.
-            following = rows[place + 1 : place + 2]
-            found.add_row(
-                *row, end_section=grouped and bool(following) and following[0][0] != row[0]
-            )
-        return found
 
     parts: list[RenderableType] = [
         grid("Pairs", property_rows(result), 2),

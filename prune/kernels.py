@@ -68,53 +68,119 @@ def _most(new: Any, old: Any) -> Any:
     return new if new > old else old
 
 
+_INNER: dict[str, Any] = {"inline": "always", "nogil": True, "fastmath": _OPTIONS["fastmath"]}
+"""Of what one thread does within a kernel. Inlined, since only there does the compiler see that the
+partial sums lie apart from each other, without which it computes them one by one."""
+
+
+@numba.njit(**_INNER)
+def sum_row(
+    matrix: Any, row: Any, low: Any, high: Any, total: Any, absolute: Any, squares: Any, out: Any
+) -> None:
+    """The five of one row; what is between `row` and `out` are float32 [LANES] to work in."""
+    n = matrix.shape[1]
+    for lane in range(LANES):
+        low[lane], high[lane] = np.inf, -np.inf
+        total[lane], absolute[lane], squares[lane] = 0, 0, 0
+    at = 0
+    # Four values a lane and step, so that the accumulators are loaded a quarter as often.
+    while at + 4 * LANES <= n:
+        for lane in range(LANES):
+            a = _widen(matrix[row, at + lane])
+            b = _widen(matrix[row, at + LANES + lane])
+            c = _widen(matrix[row, at + 2 * LANES + lane])
+            d = _widen(matrix[row, at + 3 * LANES + lane])
+            low[lane] = _least(_least(_least(a, b), _least(c, d)), low[lane])
+            high[lane] = _most(_most(_most(a, b), _most(c, d)), high[lane])
+            total[lane] += (a + b) + (c + d)
+            absolute[lane] += (abs(a) + abs(b)) + (abs(c) + abs(d))
+            squares[lane] += (a * a + b * b) + (c * c + d * d)
+        at += 4 * LANES
+    while at < n:
+        for lane in range(min(LANES, n - at)):
+            a = _widen(matrix[row, at + lane])
+            low[lane] = _least(a, low[lane])
+            high[lane] = _most(a, high[lane])
+            total[lane] += a
+            absolute[lane] += abs(a)
+            squares[lane] += a * a
+        at += LANES
+    least, most = np.float32(np.inf), np.float32(-np.inf)
+    sum_, sum_absolute, sum_squares = 0.0, 0.0, 0.0
+    for lane in range(LANES):
+        least, most = _least(low[lane], least), _most(high[lane], most)
+        sum_ += total[lane]
+        sum_absolute += absolute[lane]
+        sum_squares += squares[lane]
+    out[0, row], out[1, row] = least, most
+    out[2, row], out[3, row], out[4, row] = sum_, sum_absolute, sum_squares
+
+
 @numba.njit(**_OPTIONS)
 def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
     """The five, of every row of [neurons, n], into float64 `out` [5, neurons]."""
-    neurons, n = matrix.shape
+    neurons = matrix.shape[0]
     for group in numba.prange((neurons + ROWS - 1) // ROWS):
         low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-        total, absolute, squares = (
-            np.empty(LANES, np.float32),
-            np.empty(LANES, np.float32),
-            np.empty(LANES, np.float32),
-        )
+        total, absolute = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        squares = np.empty(LANES, np.float32)
         for row in range(group * ROWS, min(neurons, group * ROWS + ROWS)):
-            for lane in range(LANES):
-                low[lane], high[lane] = np.inf, -np.inf
-                total[lane], absolute[lane], squares[lane] = 0, 0, 0
-            at = 0
-            # Four values a lane and step, so that the accumulators are loaded a quarter as often.
-            while at + 4 * LANES <= n:
-                for lane in range(LANES):
-                    a = _widen(matrix[row, at + lane])
-                    b = _widen(matrix[row, at + LANES + lane])
-                    c = _widen(matrix[row, at + 2 * LANES + lane])
-                    d = _widen(matrix[row, at + 3 * LANES + lane])
-                    low[lane] = _least(_least(_least(a, b), _least(c, d)), low[lane])
-                    high[lane] = _most(_most(_most(a, b), _most(c, d)), high[lane])
-                    total[lane] += (a + b) + (c + d)
-                    absolute[lane] += (abs(a) + abs(b)) + (abs(c) + abs(d))
-                    squares[lane] += (a * a + b * b) + (c * c + d * d)
-                at += 4 * LANES
-            while at < n:
-                for lane in range(min(LANES, n - at)):
-                    a = _widen(matrix[row, at + lane])
-                    low[lane] = _least(a, low[lane])
-                    high[lane] = _most(a, high[lane])
-                    total[lane] += a
-                    absolute[lane] += abs(a)
-                    squares[lane] += a * a
-                at += LANES
-            least, most = np.float32(np.inf), np.float32(-np.inf)
-            sum_, sum_absolute, sum_squares = 0.0, 0.0, 0.0
-            for lane in range(LANES):
-                least, most = _least(low[lane], least), _most(high[lane], most)
-                sum_ += total[lane]
-                sum_absolute += absolute[lane]
-                sum_squares += squares[lane]
-            out[0, row], out[1, row] = least, most
-            out[2, row], out[3, row], out[4, row] = sum_, sum_absolute, sum_squares
+            sum_row(matrix, row, low, high, total, absolute, squares, out)
+
+
+@numba.njit(**_INNER)
+def sum_columns(
+    matrix: Any,
+    begin: Any,
+    first: Any,
+    last: Any,
+    low: Any,
+    high: Any,
+    total: Any,
+    absolute: Any,
+    squares: Any,
+    out: Any,
+) -> None:
+    """Add the five of columns `first` to `last` to `out`, of `LANES` rows from `begin` on (0: `out`
+    starts anew); what is between `last` and `out` are float32 [COLUMNS] to work in."""
+    size, end = last - first, min(matrix.shape[0], begin + LANES)
+    if begin == 0:
+        for j in range(size):
+            out[0, first + j], out[1, first + j] = np.inf, -np.inf
+            out[2, first + j], out[3, first + j], out[4, first + j] = 0, 0, 0
+    for j in range(size):
+        low[j], high[j] = np.inf, -np.inf
+        total[j], absolute[j], squares[j] = 0, 0, 0
+    row = begin
+    while row + 4 <= end:
+        # Views of one row each: indexed by two numbers, the loop took three times as long.
+        row_a, row_b = matrix[row, first:last], matrix[row + 1, first:last]
+        row_c, row_d = matrix[row + 2, first:last], matrix[row + 3, first:last]
+        for j in range(size):
+            a, b = _widen(row_a[j]), _widen(row_b[j])
+            c, d = _widen(row_c[j]), _widen(row_d[j])
+            low[j] = _least(_least(_least(a, b), _least(c, d)), low[j])
+            high[j] = _most(_most(_most(a, b), _most(c, d)), high[j])
+            total[j] += (a + b) + (c + d)
+            absolute[j] += (abs(a) + abs(b)) + (abs(c) + abs(d))
+            squares[j] += (a * a + b * b) + (c * c + d * d)
+        row += 4
+    while row < end:
+        row_a = matrix[row, first:last]
+        for j in range(size):
+            a = _widen(row_a[j])
+            low[j] = _least(a, low[j])
+            high[j] = _most(a, high[j])
+            total[j] += a
+            absolute[j] += abs(a)
+            squares[j] += a * a
+        row += 1
+    for j in range(size):
+        out[0, first + j] = min(out[0, first + j], low[j])
+        out[1, first + j] = max(out[1, first + j], high[j])
+        out[2, first + j] += total[j]
+        out[3, first + j] += absolute[j]
+        out[4, first + j] += squares[j]
 
 
 @numba.njit(**_OPTIONS)
@@ -123,48 +189,12 @@ def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
     n, neurons = matrix.shape
     for chunk in numba.prange((neurons + COLUMNS - 1) // COLUMNS):
         first = chunk * COLUMNS
-        size = min(neurons - first, COLUMNS)
-        low, high = np.empty(size, np.float32), np.empty(size, np.float32)
-        total, absolute, squares = (
-            np.empty(size, np.float32),
-            np.empty(size, np.float32),
-            np.empty(size, np.float32),
-        )
-        for j in range(size):
-            low[j], high[j] = np.inf, -np.inf
-            out[2, first + j], out[3, first + j], out[4, first + j] = 0, 0, 0
+        last = min(neurons, first + COLUMNS)
+        low, high = np.empty(COLUMNS, np.float32), np.empty(COLUMNS, np.float32)
+        total, absolute = np.empty(COLUMNS, np.float32), np.empty(COLUMNS, np.float32)
+        squares = np.empty(COLUMNS, np.float32)
         for begin in range(0, n, LANES):
-            end = min(n, begin + LANES)
-            for j in range(size):
-                total[j], absolute[j], squares[j] = 0, 0, 0
-            row = begin
-            while row + 4 <= end:
-                for j in range(size):
-                    a = _widen(matrix[row, first + j])
-                    b = _widen(matrix[row + 1, first + j])
-                    c = _widen(matrix[row + 2, first + j])
-                    d = _widen(matrix[row + 3, first + j])
-                    low[j] = _least(_least(_least(a, b), _least(c, d)), low[j])
-                    high[j] = _most(_most(_most(a, b), _most(c, d)), high[j])
-                    total[j] += (a + b) + (c + d)
-                    absolute[j] += (abs(a) + abs(b)) + (abs(c) + abs(d))
-                    squares[j] += (a * a + b * b) + (c * c + d * d)
-                row += 4
-            while row < end:
-                for j in range(size):
-                    a = _widen(matrix[row, first + j])
-                    low[j] = _least(a, low[j])
-                    high[j] = _most(a, high[j])
-                    total[j] += a
-                    absolute[j] += abs(a)
-                    squares[j] += a * a
-                row += 1
-            for j in range(size):
-                out[2, first + j] += total[j]
-                out[3, first + j] += absolute[j]
-                out[4, first + j] += squares[j]
-        for j in range(size):
-            out[0, first + j], out[1, first + j] = low[j], high[j]
+            sum_columns(matrix, begin, first, last, low, high, total, absolute, squares, out)
 
 
 _EXACT: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True}

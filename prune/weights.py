@@ -124,6 +124,14 @@ def weigh_matrix(matrix: Tensor, axis: int, gain: Tensor | None = None) -> Matri
         _blockwise(matrix, axis, gain, sums)
     else:
         _compiled(direct, axis, sums)
+    return from_sums(sums, matrix, axis, gain)
+
+
+def from_sums(
+    sums: np.ndarray, matrix: Tensor, axis: int, gain: Tensor | None = None
+) -> MatrixWeights:
+    """What `weigh_matrix` gives, of the five sums [5, neurons] that the kernels made of a
+    matrix."""
     low, high, total, absolute, squares = sums
     n = matrix.shape[1 - axis]
     with np.errstate(invalid="ignore", over="ignore"):

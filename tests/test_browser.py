@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, Static
 
+from glulens import tables
 from glulens.errors import DataError
 from glulens.prune.selection import NeuronSet
 from glulens.rundir import NEURONS
@@ -665,3 +667,28 @@ def test_a_written_set_is_what_prune_reads(run, tmp_path):
     found = json.loads((tmp_path / "marks.json").read_text())
     assert found["kind"] == "glulens neuron set"
     assert found["indices"][0] == [0]
+
+
+def test_a_neurons_words_stand_beside_its_numbers_where_there_is_room(run):
+    word = tables.Listed(7, "·long word", 1.0)
+    found = tables.Example(5.0, 0, tuple(f" token{k}" for k in range(60)), 30, {})
+
+    async def tour(app, press):
+        await press("3")
+        portrait = app.view.query_one(Portrait)
+        portrait._found = replace(
+            portrait._found,
+            vocabulary={"out_high": [word] * 30},
+            examples={side: [found] * 20 for side in ("high", "low", "spread")},
+        )
+        portrait._draw()
+        await press.rest()
+        lines = screen(app).splitlines()
+        beside = [line for line in lines if "vocabulary" in line]
+        assert len(beside) == 1
+        assert "weights" in beside[0]
+        # Every line of the page is one line on the screen, whatever stands in it.
+        text = portrait.query_one(Static).render()
+        assert portrait.query_one(Static).size.height == str(text).count("\n") + 1
+
+    play(run, tour)

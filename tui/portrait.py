@@ -37,7 +37,7 @@ class Portrait(VerticalScroll):
     """A neuron's page; read in a thread, since a column may have to be read for it."""
 
     DEFAULT_CSS = """
-    Portrait { padding: 0 1; scrollbar-size-vertical: 1; }
+    Portrait { padding: 0 1; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     Portrait Static { width: 1fr; height: auto; }
     """
 

@@ -40,7 +40,7 @@ class Prompt(View):
     Prompt #beside { width: 44; border-left: vkey $panel; }
     Prompt #next { height: auto; padding: 0 1; }
     Prompt #at { height: 1; padding: 0 1; }
-    Prompt OptionList, Prompt OptionList:focus { border: none; height: 1fr; padding: 0; }
+    Prompt OptionList, Prompt OptionList:focus { border: none; height: 1fr; padding: 0 1; }
     Prompt.narrow #beside { width: 34; }
     """
 

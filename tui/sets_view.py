@@ -25,7 +25,7 @@ class SetsView(View):
     BINDINGS = bindings("sets")
     DEFAULT_CSS = """
     SetsView #head { height: 1; padding: 0 1; }
-    SetsView OptionList, SetsView OptionList:focus { border: none; height: 1fr; padding: 0; }
+    SetsView OptionList, SetsView OptionList:focus { border: none; height: 1fr; padding: 0 1; }
     """
 
     def compose(self) -> ComposeResult:
