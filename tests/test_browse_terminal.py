@@ -85,7 +85,7 @@ def a_session(terminals, folder: Path, run: str) -> None:
     found = open_run(folder / run)
     table = found.neurons()
     ppm, layer = table["ppm"].to_numpy(), table["layer"].to_numpy()
-    n, layers = len(ppm), layer.max() + 1
+    n, layers = len(ppm), int(layer.max()) + 1
     width = n // layers
     terminal = browse(terminals, folder, f"{run} --print > marked.txt; echo ended $?")
     model = found.manifest["model"]["name"]
