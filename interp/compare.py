@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import ResourceError, RunError, UsageError, is_out_of_memory
 from ..neuron_keys import NeuronKeys, read_keys
 from ..progress import Progress, silent
-from ..prune.checkpoint import Checkpoint, open_checkpoint
+from ..prune.checkpoint import Checkpoint, Reader, open_checkpoint
 from ..prune.differences import Difference, MlpDifference, difference
 from ..prune.expressions import evaluate, parse_criterion
 from ..prune.pairing import Pairing, is_quantised_source, pair
@@ -42,6 +42,7 @@ from .compare_tables import (
 )
 from .concentration import concentration
 from .kept_alike import carriers, kept_alike, selective
+from .rounding import Rounded, Side, rounded_noise
 from .tuning_verdict import judge_change
 from .versions import occasion, size_entry, source_entry, versions
 
@@ -152,7 +153,9 @@ def _compare_models(
             }
             for side in ("before", "after")
         )
-        result = _ask(found, before, after, functions, options, progress)
+        quantised = any(is_quantised_source(side.source) for side in sides)
+        rounded = None if quantised else _rounded(sides, found, progress)
+        result = _ask(found, before, after, functions, rounded, quantised, options, progress)
         manifest = _manifest(sides, found, probe, options, started, argv)
     if options.transplant:
         moved, data = _transplant(base, tuned, found, before, sets, options, progress)
@@ -167,6 +170,8 @@ def _ask(
     before: Scores,
     after: Scores,
     functions: Scores,
+    rounded: Sequence[Rounded] | None,
+    quantised: bool,
     options: CompareOptions,
     progress: Progress,
 ) -> CompareResult:
@@ -179,6 +184,7 @@ def _ask(
         absolute,
         norms=[_norm(mlp) for mlp in found.mlps],
         layer_of=layers,
+        rounded=rounded,
         permutations=options.permutations,
         seed=options.seed,
         progress=progress,
@@ -186,7 +192,7 @@ def _ask(
     tensors = tensor_frame(found)
     return CompareResult(
         kind="models",
-        verdict=judge_change(rows, first),
+        verdict=judge_change(rows, first, quantised=quantised),
         concentrations=tuple(rows),
         kept_alike=tuple(kept_alike(_by_weights(before), _by_weights(after))),
         carriers=tuple(
@@ -218,6 +224,25 @@ def _ask(
         scores=score_frame(before, after),
         norms=norm_bins(found),
         manifest={},
+    )
+
+
+def _rounded(
+    sides: Sequence[Checkpoint], found: Difference, progress: Progress
+) -> list[Rounded] | None:
+    """What storage in 16 bits alone would make of a change of this size (see `rounding`)."""
+    if found.pairing.pruned_side == "base":  # steps are counted in the base, which is not whole
+        return None
+    base, tuned = (Side(side.layouts, Reader(side)) for side in sides)
+    return rounded_noise(
+        base,
+        tuned,
+        [
+            {role: float(matrix.squares.sum()) for role, matrix in mlp.matrices.items()}
+            for mlp in found.mlps
+        ],
+        rows=[mlp.rows for mlp in found.mlps] if found.pairing.pruned_side else (),
+        progress=progress,
     )
 
 

@@ -76,6 +76,7 @@ def concentration_rows(result: CompareResult) -> Rows:
         "rho [95 %]",
         "chance +-",
         "by arithmetic",
+        *(("by rounding", "beyond it [95 %]") if _is_rounded(result) else ()),
         "p",
         "q",
         "lowest tenth's share (chance)",
@@ -91,6 +92,7 @@ def concentration_rows(result: CompareResult) -> Rows:
                 _interval(row),
                 "-" if row.null_sd != row.null_sd else f"{1.96 * row.null_sd:.3f}",
                 _rho(row.if_alike),
+                *((_rho(row.if_rounded), _beyond(row)) if _is_rounded(result) else ()),
                 format_p(row.p),
                 format_p(row.q),
                 f"{_percent(row.shares[0])} ({_percent(low)} .. {_percent(high)})",
@@ -105,6 +107,7 @@ def short_rows(result: CompareResult) -> Rows:
     header = (
         "criterion",
         "absolute: rho [95 %]",
+        *(("by rounding",) if _is_rounded(result) else ()),
         "q",
         "lowest tenth",
         "relative: rho [95 %]",
@@ -121,6 +124,7 @@ def short_rows(result: CompareResult) -> Rows:
             (
                 criterion,
                 _interval(one),
+                *((_rho(one.if_rounded),) if _is_rounded(result) else ()),
                 format_p(one.q),
                 _percent(one.shares[0]),
                 _interval(other),
@@ -131,6 +135,17 @@ def short_rows(result: CompareResult) -> Rows:
             )
         )
     return header, rows
+
+
+def _is_rounded(result: CompareResult) -> bool:
+    """Whether 16 bits hide enough of the change to be controlled for."""
+    return any(row.if_rounded == row.if_rounded for row in result.concentrations)
+
+
+def _beyond(row: Concentration) -> str:
+    if row.beyond != row.beyond:
+        return "-"
+    return f"{row.beyond:+.3f} [{row.beyond_low:+.3f}, {row.beyond_high:+.3f}]"
 
 
 def _interval(row: Concentration) -> str:

@@ -18,6 +18,9 @@ noise leaves after rounding is known (`if_rounded`), supported and contradicted 
 beyond it as of rho itself. What does not pass is *no evidence* if the interval of the rest excludes
 -SESOI or below, and *cannot tell* otherwise.
 
+Where a model comes from a quantised file, rounding grows with the largest weight of a block, and
+there is no control for it: what would be supported or contradicted is *cannot tell*.
+
 The relative change (over the neuron's own norm) gets the same rule and one outcome more:
 
 - arithmetic: the rule says supported (or contradicted), and of the absolute change it does not.
@@ -44,6 +47,10 @@ ChangeOutcome = Literal[
 ]
 CLAIM = "tuning changed low-magnitude neurons"
 RELATIVE_CLAIM = "low-magnitude neurons changed more of themselves"
+_QUANTISED = (
+    "a model comes from a quantised file, whose rounding alone can look like this; compare "
+    "unquantised checkpoints"
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,15 @@ class ChangeVerdict:
     sesoi: float = SESOI
 
 
-def judge_change(rows: Sequence[Concentration], criterion: str | None = None) -> ChangeVerdict:
+def judge_change(
+    rows: Sequence[Concentration], criterion: str | None = None, *, quantised: bool = False
+) -> ChangeVerdict:
     """Apply the rule above.
 
     Args:
         rows: as `concentration` returns them.
         criterion: the one to judge by; the first of the rows without it.
+        quantised: whether either model comes from a quantised file.
 
     Raises:
         UsageError: there is no such row.
@@ -88,13 +98,16 @@ def judge_change(rows: Sequence[Concentration], criterion: str | None = None) ->
     outcome, of_relative = _outcome(absolute), _outcome(relative)
     if of_relative in ("supported", "contradicted") and outcome != of_relative:
         of_relative = "arithmetic"
+    held_back = quantised and outcome in ("supported", "contradicted")
+    if held_back:
+        outcome = of_relative = "cannot tell"
     changed = outcome != "nothing changed"
     return ChangeVerdict(
         criterion=name,
         outcome=outcome,
-        sentence=_sentence(outcome, absolute),
+        sentence=_sentence(outcome, absolute, _QUANTISED if held_back else ""),
         relative_outcome=of_relative,
-        relative_sentence=_relative_sentence(of_relative, relative),
+        relative_sentence=_relative_sentence(of_relative, relative, held_back),
         absolute=absolute,
         relative=relative,
         smallest_detectable=_smallest(absolute) if changed else None,
@@ -159,7 +172,7 @@ def _why(outcome: ChangeOutcome, row: Concentration) -> str:
     return f"only a rho from {_smallest(row):.2f} on would be found in 4 of 5 such pairs"
 
 
-def _sentence(outcome: ChangeOutcome, row: Concentration) -> str:
+def _sentence(outcome: ChangeOutcome, row: Concentration, why_not: str) -> str:
     if outcome == "nothing changed":
         return "nothing changed: no weight of any MLP differs."
     claim, why = {
@@ -170,12 +183,12 @@ def _sentence(outcome: ChangeOutcome, row: Concentration) -> str:
             f"would give {row.if_alike:+.2f})",
         ),
         "no evidence": (f"no evidence that {CLAIM}", _why(outcome, row)),
-        "cannot tell": (f"cannot tell whether {CLAIM}", _why(outcome, row)),
+        "cannot tell": (f"cannot tell whether {CLAIM}", why_not or _why(outcome, row)),
     }[outcome]
     return f"{claim}. {_numbers(row, 'absolute')}: {why}."
 
 
-def _relative_sentence(outcome: ChangeOutcome, row: Concentration) -> str:
+def _relative_sentence(outcome: ChangeOutcome, row: Concentration, held_back: bool) -> str:
     if outcome == "nothing changed":
         return "nothing changed: no weight of any MLP differs."
     beyond = row.rho - row.if_alike
@@ -196,4 +209,6 @@ def _relative_sentence(outcome: ChangeOutcome, row: Concentration) -> str:
         ),
     }[outcome]
     why = f"{_why(outcome, row)}; " if outcome in ("no evidence", "cannot tell") else ""
+    if held_back:
+        why = f"{_QUANTISED}; "
     return f"{claim}. {_numbers(row, 'relative')}: {why}{context}."

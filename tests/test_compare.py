@@ -13,6 +13,7 @@ import polars
 import pytest
 from commands import glulens_says, says
 from families import make, save_tokenizer
+from gguf_files import gguf_files
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 from tuned_stories import tuned_pair
@@ -23,6 +24,7 @@ from glulens.interp import compare as module
 from glulens.interp import figures_compare
 from glulens.interp.compare_report import report
 from glulens.interp.content import html, markdown
+from glulens.interp.tuning_verdict import ChangeVerdict
 from glulens.prune.budget import Budget
 from glulens.prune.selection import NeuronSet, lowest
 from glulens.prune.stream import prune_checkpoint
@@ -83,6 +85,11 @@ def neurons(folder: Path, layer: int) -> tuple[np.ndarray, ...]:
         found[f"{at}.{m}_proj.weight"].double().numpy() for m in ("gate", "up", "down")
     )
     return gate, up, down.T
+
+
+def verdict_of(found: glulens.CompareResult) -> ChangeVerdict:
+    assert found.verdict is not None
+    return found.verdict
 
 
 # What is in the tables
@@ -277,8 +284,8 @@ def test_planted_changes_are_told(pair, tmp_path, tenth, outcome):
 
     target = changed(pair[0], tmp_path / "planted", plant)
     found = glulens.compare(pair[0], target, criteria=("ppm",), **DRAWS)
-    assert found.verdict is not None
-    assert found.verdict.outcome == outcome, found.verdict.sentence
+    verdict = verdict_of(found)
+    assert verdict.outcome == outcome, verdict.sentence
     still = {row["group"]: row["change"] for row in found.groups.iter_rows(named=True)}
     assert still["attention"] == still["embedding"] == still["norm"] == 0
 
@@ -321,17 +328,50 @@ def test_other_families(family, tmp_path):
 # What is said of the sources
 
 
-def test_a_quantised_source_is_named_in_the_report(pair, tmp_path, monkeypatch, undrawn):
-    name = str(pair[1])
-    monkeypatch.setattr(module, "is_quantised_source", lambda source: source.name == name)
-    glulens.compare(*pair, output=tmp_path / "run", **DRAWS)
+def test_a_quantised_source_is_named_and_gets_no_verdict(smollm, tmp_path, undrawn):
+    base, exact, coarse = gguf_files(smollm, tmp_path)
+    assert verdict_of(glulens.compare(base, exact, **DRAWS)).outcome == "nothing changed"
+    found = glulens.compare(base, coarse, output=tmp_path / "run", **DRAWS)
+    # Rounding to blocks alone has a rho that would contradict the claim.
+    assert found.concentrations[0].rho > 0.3
+    verdict = verdict_of(found)
+    assert verdict.outcome == verdict.relative_outcome == "cannot tell"
+    assert "comes from a quantised file" in verdict.sentence
     said = (tmp_path / "run" / "report.md").read_text()
-    assert f"the tuned model ({name}) comes from a quantised GGUF" in said
+    assert f"the tuned model ({coarse}) comes from a quantised GGUF" in said
     assert "blurs maw and ppm" in said
-    assert "the verdict is then not about tuning" in said
     assert "the base model" not in said
-    manifest = glulens.open_run(tmp_path / "run").manifest
+    manifest = found.manifest
     assert (manifest["model"]["quantised"], manifest["tuned"]["quantised"]) == (False, True)
+
+
+def test_what_16_bits_do_by_themselves_is_told(pair, tmp_path, capsys, undrawn):
+    """Changes of a twentieth of a step: most weights show nothing, by how large they are."""
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+
+    def coarse(tensors: dict[str, Any]) -> None:
+        for name, weight in tensors.items():
+            tensors[name] = weight.bfloat16()
+
+    def noise(tensors: dict[str, Any]) -> None:
+        for name, weight in tensors.items():
+            if ".mlp." in name:
+                moved = weight.float() + torch.randn(weight.shape, generator=rng) * 2e-4
+                tensors[name] = moved.bfloat16()
+
+    base = changed(pair[0], tmp_path / "base", coarse)
+    tuned = changed(base, tmp_path / "tuned", noise)
+    found = glulens.compare(base, tuned, criteria=("l2",), **DRAWS)
+    row = found.concentrations[0]
+    assert row.rho == pytest.approx(row.if_rounded, abs=0.1)
+    assert abs(row.if_rounded) > 0.02
+    assert verdict_of(found).outcome not in ("supported", "contradicted")
+    out, _ = says(capsys, "compare", base, tuned, "-o", tmp_path / "run", "--criteria", "l2")
+    assert "by rounding" in out
+    fine = glulens.compare(*pair, criteria=("l2",), **DRAWS).concentrations[0]
+    assert fine.if_rounded != fine.if_rounded
 
 
 def test_other_dtypes_and_vocabularies_are_named(small, tmp_path):
