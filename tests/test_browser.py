@@ -688,7 +688,12 @@ def test_a_neurons_words_stand_beside_its_numbers_where_there_is_room(run):
         assert len(beside) == 1
         assert "weights" in beside[0]
         # Every line of the page is one line on the screen, whatever stands in it.
-        text = portrait.query_one(Static).render()
-        assert portrait.query_one(Static).size.height == str(text).count("\n") + 1
+        page = portrait.query_one(Static)
+        wanted = str(page.render()).count("\n") + 1
+        for _ in range(50):  # the page is laid out anew when the app finds the time
+            if page.size.height == wanted:
+                break
+            await asyncio.sleep(0.05)
+        assert page.size.height == wanted
 
     play(run, tour)
