@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .interp.hypothesis import hypothesis as hypothesis
     from .interp.probe import probe as probe
     from .interp.score import score as score
+    from .interp.sweep import SweepResult as SweepResult
+    from .interp.sweep import sweep as sweep
     from .prune.models import OpenedModel as OpenedModel
     from .prune.models import open_model as open_model
     from .prune.selection import NeuronSet as NeuronSet
@@ -33,12 +35,14 @@ _HOMES = {
     "NeuronSet": ".prune.selection",
     "OpenedModel": ".prune.models",
     "RunDirectory": ".rundir",
+    "SweepResult": ".interp.sweep",
     "compare": ".interp.compare",
     "hypothesis": ".interp.hypothesis",
     "open_model": ".prune.models",
     "open_run": ".rundir",
     "probe": ".interp.probe",
     "score": ".interp.score",
+    "sweep": ".interp.sweep",
 }
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "NeuronSet",
     "OpenedModel",
     "RunDirectory",
+    "SweepResult",
     "__version__",
     "compare",
     "hypothesis",
@@ -54,6 +59,7 @@ __all__ = [
     "open_run",
     "probe",
     "score",
+    "sweep",
 ]
 
 

@@ -15,7 +15,17 @@ import click
 
 from .. import __version__
 from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory, visible
-from . import cli_browse, cli_claims, cli_compare, cli_hypothesis, cli_probes, cli_weights
+from . import (
+    cli_browse,
+    cli_claims,
+    cli_compare,
+    cli_efficiency,
+    cli_harness,
+    cli_hypothesis,
+    cli_probes,
+    cli_sweep,
+    cli_weights,
+)
 
 EXIT_CODES = """
 Exit codes: 0 ok; 1 failed; 2 usage; 3 model or data missing or unsupported; 4 out of memory or
@@ -118,6 +128,9 @@ main.add_command(cli_probes.probe)
 main.add_command(cli_probes.examples)
 main.add_command(cli_compare.compare)
 main.add_command(cli_claims.claims)
+main.add_command(cli_sweep.sweep)
+main.add_command(cli_harness.lm_eval)
+main.add_command(cli_efficiency.efficiency)
 main.add_command(cli_browse.browse)
 main.add_command(cli_browse.top)
 main.add_command(cli_browse.show)

@@ -45,6 +45,7 @@ def loglikelihoods(
     intervene: Intervention | None = None,
     max_tokens: int = 1024,
     share: bool = True,
+    greedy: np.ndarray | None = None,
     progress: Progress = silent,
     what: str = "log-likelihoods (texts)",
 ) -> np.ndarray:
@@ -56,6 +57,8 @@ def loglikelihoods(
         intervene: replaces activations meanwhile.
         max_tokens: padded tokens in a batch; halved where memory runs out.
         share: run common beginnings once.
+        greedy: bool [texts], filled: whether each token of the answer is the likeliest, the first
+            of equals.
         progress: told of texts done.
         what: what to call the job.
 
@@ -76,7 +79,7 @@ def loglikelihoods(
             past = known[1] if whole.prefix else None
 
             def score(step: Pass, past: Any = past) -> None:
-                found[list(step.texts)] = score_pass(engine, step, texts, past, intervene)
+                found[list(step.texts)] = score_pass(engine, step, texts, past, intervene, greedy)
 
             in_parts(score, whole)
             done += len(whole.texts)
@@ -116,6 +119,7 @@ def score_pass(
     texts: Sequence[Encoded],
     past: Any,
     intervene: Intervention | None,
+    greedy: np.ndarray | None = None,
 ) -> np.ndarray:
     visit = intervene(torch.from_numpy(step.positions).flatten()) if intervene else None
     wanted = _wanted(step, texts)
@@ -126,6 +130,9 @@ def score_pass(
     total = torch.cat([part.float().logsumexp(-1) for part in logits.split(_AT_ONCE)])
     row = torch.from_numpy(wanted.row).to(logits.device)
     target = torch.from_numpy(wanted.target).to(logits.device)
+    if greedy is not None:
+        missed = (logits.argmax(-1)[row] != target).cpu().numpy()
+        greedy[list(step.texts)] = np.bincount(wanted.owner, missed, len(step.texts)) == 0
     log_p = (logits[row, target].float() - total[row]).double().cpu().numpy()
     return np.bincount(wanted.owner, log_p, len(step.texts))
 

@@ -53,7 +53,7 @@ class StoriesTokenizer:
             ids[-k : -k + 2] = [merged]
         return {"input_ids": [1, *ids] if add_special_tokens else ids}
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **_: object) -> str:
         return b"".join(self.pieces[k] for k in ids if k > 2).decode(errors="replace")
 
 
