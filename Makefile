@@ -23,7 +23,7 @@ $(VENV)/.run: $(SPEC) | $(BIN)/python
 
 # What developing needs; it includes the former.
 $(VENV)/.dev: $(SPEC) | $(BIN)/python
-	$(PIP) install -q -c constraints.txt -e '.[lens,nnsight,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[lens,nnsight,eval,ray,dev]'
 	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/glulens
 	@touch $@ $(VENV)/.run
 

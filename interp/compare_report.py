@@ -160,9 +160,9 @@ def _magnitude(result: CompareResult) -> Section:
         f"neurons of a layer ({draws} deals, 95 %). by arithmetic: what rho would be if the other "
         "measure had been dealt out; noise of one size on all weights makes the relative change "
         "fall with magnitude, and a change by one factor makes the absolute change rise with it. "
-        "by rounding (where both models are stored in 16 bits and that hides a tenth of the change or "
-        "more): what noise of one size on all weights leaves once it is rounded; the verdict asks "
-        "for rho beyond it. "
+        "by rounding (where both models are stored in 16 bits and that hides a tenth of the "
+        "change or more): what noise of one size on all weights leaves once it is rounded; the "
+        "verdict asks for rho beyond it. "
         "q: Benjamini-Hochberg over criteria (without controls) x both measures.",
         Picture("tenths", "Share of the squared change in each tenth of the base"),
         _table(tenth_rows(result), "concentration", 1),
