@@ -669,7 +669,11 @@ def test_a_written_set_is_what_prune_reads(run, tmp_path):
     assert found["indices"][0] == [0]
 
 
-def test_a_neurons_words_stand_beside_its_numbers_where_there_is_room(run):
+def test_a_neurons_words_stand_beside_its_numbers_where_there_is_room(tmp_path):
+    # What is missing is said with the run's path, which may be longer than a line.
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    run = run_of(folder / "run", dense(), model={"name": "tiny", "hidden": 16})
     word = tables.Listed(7, "·long word", 1.0)
     found = tables.Example(5.0, 0, tuple(f" token{k}" for k in range(60)), 30, {})
 

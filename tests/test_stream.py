@@ -206,6 +206,7 @@ def test_a_model_is_never_pruned_in_place(saved, tmp_path, where):
     assert {path.name: path.stat().st_mtime_ns for path in saved.iterdir()} == before
 
 
+@pytest.mark.slow  # writes and reads half a gigabyte
 def test_a_gguf_file_can_be_pruned_too(smollm, tmp_path):
     from test_models import fetched_gguf
 

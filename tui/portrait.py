@@ -237,7 +237,7 @@ def _wrapped(text: str, width: int) -> Iterator[Text]:
     line = ""
     for word in text.split():
         if line and len(line) + 1 + len(word) > width:
-            yield Text(line, "dim")
+            yield Text(cells(line, width), "dim")  # a path may be longer than a line
             line = ""
         line = f"{line} {word}".strip()
     yield Text(cells(line, width), "dim")
