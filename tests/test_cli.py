@@ -122,8 +122,9 @@ def test_a_small_run_from_start_to_end(tmp_path, smollm):
         "4",
         "--causal-items",
         "2",
-        "--map-items",  # the map of single layers is drawn in test_hypothesis
+        "--map-items",  # the map of single layers and UMAP are drawn in test_hypothesis
         "0",
+        "--no-umap",
         "--permutations",
         "100",
         "-o",

@@ -368,7 +368,8 @@ def test_what_16_bits_do_by_themselves_is_told(pair, tmp_path, capsys, undrawn):
     assert row.rho == pytest.approx(row.if_rounded, abs=0.1)
     assert abs(row.if_rounded) > 0.02
     assert verdict_of(found).outcome not in ("supported", "contradicted")
-    out, _ = says(capsys, "compare", base, tuned, "-o", tmp_path / "run", "--criteria", "l2")
+    words = ("-o", tmp_path / "run", "--criteria", "l2", "--permutations", "200")
+    out, _ = says(capsys, "compare", base, tuned, *words)
     assert "by rounding" in out
     fine = glulens.compare(*pair, criteria=("l2",), **DRAWS).concentrations[0]
     assert fine.if_rounded != fine.if_rounded

