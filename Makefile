@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SPEC   := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow check format clean help
+.PHONY: demo test test-slow faults fuzz coverage bench check format notebook api clean help
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -36,6 +36,18 @@ test: $(VENV)/.dev ## every test but the slow ones
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+bench: $(VENV)/.dev ## everything beside its peers: benchmarks/results.md, at most half an hour
+	$(BIN)/python benchmarks/bench.py
+
+coverage: $(VENV)/.dev ## which branches of prune, probes and interp the tests take
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --cov --cov-report term
+
+faults: $(VENV)/.dev ## kills, full disks, lost permissions: what was lost, corrupted or hung
+	PYTHONPATH=tests $(BIN)/python -m faults.suite
+
+fuzz: $(VENV)/.dev ## a million hostile inputs to every parser
+	PYTHONPATH=tests $(BIN)/python -m faults.fuzz
+
 check: $(VENV)/.dev ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,5 +57,11 @@ format: $(VENV)/.dev ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+notebook: $(VENV)/.dev ## run docs/notebook.ipynb anew
+	$(BIN)/python docs/make_notebook.py
+
+api: $(VENV)/.dev ## write docs/api from docstrings
+	$(BIN)/python docs/make_api.py
+
 clean: ## remove the environment and what tools left
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*

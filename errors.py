@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -70,6 +72,9 @@ _MEMORY = (
 """What a RuntimeError says, in lower case, when memory ran out."""
 
 
+_OF_SYSTEM = re.compile(r"\(os error (\d{1,5})\)")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU (where torch raises a plain RuntimeError) or a device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -88,3 +93,23 @@ def visible(text: str) -> str:
 def is_out_of_space(error: OSError) -> bool:
     """Whether the operating system refused a write for want of space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def of_system(error: Exception) -> OSError | None:
+    """What the operating system said, also where a library (safetensors) says it in words of its
+    own; None where it was not the system."""
+    if isinstance(error, OSError):
+        return error
+    found = None if isinstance(error, GlulensError) else _OF_SYSTEM.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def refused(error: OSError) -> GlulensError:
+    """What the operating system refused and no other error tells better."""
+    what = f" ({error.filename})" if error.filename else ""
+    if is_out_of_space(error):
+        return ResourceError(f"the disk filled up{what}; free some or choose another place with -o")
+    return RunError(
+        f"the system refused to read or write a file: {error.strerror or error}{what}; check its "
+        "permissions, or choose another place with -o"
+    )

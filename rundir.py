@@ -11,6 +11,7 @@ A run is written beside its place and renamed into it: a reader never sees half 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import appearing
-from .errors import ResourceError, RunError, is_out_of_space
+from .errors import ResourceError, RunError, is_out_of_space, of_system
+from .show_html import Part, head, images, page
 
 if TYPE_CHECKING:
     import polars
@@ -35,6 +37,15 @@ LONGEST = 200
 ROOM = 50_000_000
 """Bytes that must be free where a run is to be written; SmolLM2's takes about a fifth of it."""
 
+SHOWN = 2
+"""Figures that a notebook shows of a run."""
+_ABOUT = {
+    "command": ("command",),
+    "model": ("model", "name"),
+    "started": ("started",),
+    "verdict": ("verdict", "sentence"),
+}
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -42,6 +53,21 @@ class RunDirectory:
 
     path: Path
     manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r}, command={self.manifest.get('command')!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, the first neurons and figures."""
+        told = [f"{key}: {_said(self.manifest, *path)}" for key, path in _ABOUT.items()]
+        parts: list[Part] = [", ".join(told)]
+        if (self.path / NEURONS).exists():
+            try:
+                parts.append(head(self.neurons(), "neurons"))
+            except RunError as error:
+                parts.append(str(error))
+        parts += images(self.path / FIGURES, SHOWN)
+        return page(f"Run directory {self.path}", *parts)
 
     def neurons(self, columns: Sequence[str] | None = None) -> polars.DataFrame:
         """The table of neurons, or only some of its columns.
@@ -94,6 +120,14 @@ class RunDirectory:
     def report(self) -> str:
         """The report in Markdown."""
         return (self.path / REPORT).read_text(encoding="utf-8")
+
+
+def _said(manifest: dict[str, Any], *path: str) -> str:
+    """What the manifest says under a path of keys; it may be anybody's."""
+    found: Any = manifest
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return "-" if found is None else str(found)
 
 
 def _short(error: BaseException) -> str:
@@ -183,15 +217,36 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_free(path, overwrite=overwrite)
     try:
-        with appearing(path) as scratch:
+        with appearing(path, replace=overwrite) as scratch:
             yield scratch
-    except OSError as error:
-        if is_out_of_space(error):
+    except Exception as error:
+        said = of_system(error)
+        if said is None:
+            raise
+        if is_out_of_space(said):
             raise ResourceError(
                 f"the disk filled up while {path} was written; nothing was kept; "
                 "free some or choose another place with -o"
             ) from error
-        raise RunError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise RunError(f"{path} cannot be written ({said.strerror or said})") from error
+
+
+def save_frame(path: Path, frame: polars.DataFrame) -> None:
+    """Write a table as Parquet or CSV, as its name ends.
+
+    It goes through memory: a full disk is then one plain `OSError`, whatever polars would say.
+    """
+    table = io.BytesIO()
+    if path.suffix == ".csv":
+        frame.write_csv(table)
+    else:
+        frame.write_parquet(table)
+    path.write_bytes(table.getvalue())
+
+
+def column_types(frame: polars.DataFrame) -> dict[str, str]:
+    """Names and types of a table's columns, as manifests list them."""
+    return dict(zip(frame.columns, map(str, frame.dtypes), strict=True))
 
 
 def write_manifest(scratch: Path, manifest: dict[str, Any]) -> None:

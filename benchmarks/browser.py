@@ -44,9 +44,6 @@ from textual.widget import Widget
 
 from glulens.rundir import NEURONS, write_manifest, writing
 from glulens.tui.columns import Columns, open_columns
-from glulens.tui.filters import parse
-from glulens.tui.grid import NeuronTable
-from glulens.tui.state import State, order
 
 SIZES = (46_080, 500_000, 2_000_000)
 WIDTH, COLUMNS, SHOWN = 8192, 20, 10
@@ -135,11 +132,15 @@ class Ours(Case):
 
     def __init__(self, columns: Columns) -> None:
         super().__init__(columns)
-        self.state = State()
+        # Imported here: a peer may run under another Textual, where ours need not load.
+        from glulens.tui import filters, grid, state
+
+        self.filters, self.grid, self.states = filters, grid, state
+        self.state = state.State()
         self.steps["filter"] = self.filter
 
     def widget(self) -> Widget:
-        self.table = counting(NeuronTable)()
+        self.table = counting(self.grid.NeuronTable)()
         return self.table
 
     def show(self) -> None:
@@ -149,12 +150,12 @@ class Ours(Case):
         self.table.action_page(1)
 
     def sort(self, round: int) -> None:
-        self.state = State(by=NAMES[round], descending=bool(round % 2))
-        self._show(order(self.columns, self.state))
+        self.state = self.states.State(by=NAMES[round], descending=bool(round % 2))
+        self._show(self.states.order(self.columns, self.state))
 
     def filter(self, round: int) -> None:
-        keep = parse(FILTER.format(round, round), self.columns.names).mask(self.columns)
-        self._show(order(self.columns, self.state, keep))
+        wanted = self.filters.parse(FILTER.format(round, round), self.columns.names)
+        self._show(self.states.order(self.columns, self.state, wanted.mask(self.columns)))
 
     def _show(self, rows: np.ndarray) -> None:
         self.table.show(

@@ -92,8 +92,14 @@ def scores(repetitions: int) -> None:
         print(f"goal optipfair's four at least 4 x all criteria, {dtype}: {MET[peer_over >= 4]}")
 
 
-def score_one(tensors: dict[str, Tensor], dtype: Any, repetitions: int) -> tuple[float, float]:
-    """Ratios of all criteria to the sum, and of optipfair's four to all criteria."""
+def score_ways(
+    tensors: dict[str, Tensor], sizes: dict[str, int]
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """A sum of each matrix, our criteria and optipfair's, and seconds of our first call.
+
+    Raises:
+        AssertionError: ours and theirs do not agree to a relative 1e-4.
+    """
     from optipfair.pruning.mlp_glu import IMPORTANCE_FUNCTIONS
     from transformers import LlamaConfig
 
@@ -103,7 +109,7 @@ def score_one(tensors: dict[str, Tensor], dtype: Any, repetitions: int) -> tuple
     from glulens.prune.scoring import weigh
 
     peers = {name: IMPORTANCE_FUNCTIONS[name.upper()] for name in ("ppm", "vow", "pon", "l2")}
-    layouts = locate({n: tuple(t.shape) for n, t in tensors.items()}, LlamaConfig(**SCORED))
+    layouts = locate({n: tuple(t.shape) for n, t in tensors.items()}, LlamaConfig(**sizes))
 
     def ours() -> Any:
         weighed = weigh(layouts, tensors.__getitem__)
@@ -123,12 +129,20 @@ def score_one(tensors: dict[str, Tensor], dtype: Any, repetitions: int) -> tuple
         for a, b in zip(mine[name], theirs, strict=True):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=0)
     ways = {"sum": lambda: [t.sum() for t in tensors.values()], "ours": ours, "peer": peer}
+    return ways, first
+
+
+def score_one(tensors: dict[str, Tensor], dtype: Any, repetitions: int) -> tuple[float, float]:
+    """Ratios of all criteria to the sum, and of optipfair's four to all criteria."""
+    from glulens.prune.criteria import WEIGHT_CRITERIA
+
+    ways, first = score_ways(tensors, SCORED)
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for repetition in range(repetitions + 1):  # the first warms up and does not count
         for way, work in ways.items():
             taken[way] += [timed(work)[0]] * (repetition > 0)
     over_sum, peer_over = middle(taken["ours"], taken["sum"]), middle(taken["peer"], taken["ours"])
-    print(f"{dtype}: ours agree with optipfair's {', '.join(peers)} to a relative 1e-4")
+    print(f"{dtype}: ours agree with optipfair's four to a relative 1e-4")
     print(f"  sum of each matrix     {median(taken['sum']):7.3f} s")
     print(f"  all {len(WEIGHT_CRITERIA)} weight criteria  {median(taken['ours']):7.3f} s", end="")
     print(f"  {over_sum:5.2f} x sum  (first call, with compiling: {first:.1f} s)")
@@ -203,7 +217,8 @@ def child(way: str, source: str, target: str, tiny: str) -> None:
     work(tiny, target)
     shutil.rmtree(target)
     os.sync()  # dirty pages of what was before do not count
-    level(Path(target).parent)
+    if source != tiny:
+        level(Path(target).parent)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     seconds, _ = timed(lambda: work(source, target))

@@ -288,7 +288,7 @@ class Taken:
 def compete(
     contestants: dict[str, Callable[[Questions], Any]],
     draws: Sequence[tuple[Questions, Questions]],
-    check: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Taken]:
     """Everyone does every draw (those prompt by prompt its smaller one), beginning with another."""
     names = list(contestants)
@@ -385,8 +385,9 @@ def part_b(
     return found
 
 
-def agree(found: dict[str, Any]) -> None:
-    """Print the largest difference of peers' statistics from ours, relative to the RMS."""
+def agree(found: dict[str, Any]) -> float:
+    """Print and return the largest difference of peers' statistics from ours, relative to the
+    RMS."""
     ours = found["glulens"]
     worst = 0.0
     for sums in found.values():
@@ -398,6 +399,7 @@ def agree(found: dict[str, Any]) -> None:
             for a, b in ((mean[side], mine.mean), (rms[side], mine.rms)):
                 worst = max(worst, float((np.abs(a.numpy() - b) / scale).max()))
     print(f"  means and RMS of conditions differ by at most {worst:.1e} of the RMS".ljust(78))
+    return worst
 
 
 def memory(sizes: Sequence[int], threads: int) -> dict[str, Any]:

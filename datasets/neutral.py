@@ -16,6 +16,7 @@ from .sources import (
     fetch,
     find_local,
     read_jsonl,
+    read_parquet,
     sample_file,
 )
 
@@ -47,10 +48,11 @@ def load_neutral(source: str | Path = BUILTIN) -> DataSet[Passage]:
             lambda number, row, place: Passage(row["id"], row["text"]),
         )
     if source == HUB:
-        import polars
-
         path, origin = fetch(ON_HUB), f"{ON_HUB.repo}@{ON_HUB.revision}"
-        text = "".join(polars.read_parquet(path)["text"].to_list())
+        try:
+            text = "".join(row["text"] for _, row in read_parquet(path))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} has no column 'text' of text; fetch it again") from error
     else:
         path = find_local(Path(source), LOCAL, "WikiText-2")
         origin = str(path)

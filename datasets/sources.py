@@ -131,7 +131,7 @@ def build(
                 record = make(number, row, path)
             except KeyError as error:
                 raise DataError(f"{place}: {error.args[0]!r} is missing") from error
-            except (BadRecord, TypeError) as error:
+            except (BadRecord, TypeError, AttributeError) as error:
                 raise DataError(f"{place}: {error}") from error
             identity = str(getattr(record, "id", place))
             if identity in seen:
@@ -182,8 +182,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
     import polars
 
     try:
-        frame = polars.read_parquet(path)
-    except (OSError, polars.exceptions.PolarsError) as error:
+        with path.open("rb") as file:  # of a name with stars polars would read many
+            frame = polars.read_parquet(file)
+    except (OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
         raise DataError(f"{path} cannot be read as parquet ({error})") from error
     yield from enumerate(frame.iter_rows(named=True), 1)
 

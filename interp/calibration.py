@@ -26,10 +26,13 @@ from ..prune.gauge import rescale
 from ..prune.mlps import find_mlps
 from ..prune.models import OpenedModel, open_model
 from ..prune.scoring import score_mlps
-from ..rundir import FIGURES, REPORT, write_manifest, writing
+from ..rundir import FIGURES, save_frame, write_manifest, writing
 from .calibrate import PLANTED, RANDOM, STRENGTHS, Planting, Rate, calibrate_contrasts, rates
-from .content import Picture, Report, Section, Table, html, markdown
+from .content import Picture, Report, Section, Table
+from .option_checks import at_least
 from .planting import SCORES, planting_factors
+from .run_files import write_pages
+from .shown import calibration_html, short
 from .stages import Stages, worth_keeping
 from .unfinished import at_work, folder_of
 from .verdict import SESOI
@@ -73,17 +76,9 @@ class CalibrationOptions:
                 f"criterion {self.criterion!r}: an order can be planted into {', '.join(SCORES)}, "
                 "which see up and not down"
             )
-        for name, least in (
-            ("plantings", 1),
-            ("orders", 1),
-            ("seed", 0),
-            ("permutations", 100),
-            ("bootstraps", 100),
-            ("max_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: at least {least} is needed")
+        at_least(
+            self, plantings=1, orders=1, seed=0, permutations=100, bootstraps=100, max_tokens=1
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,12 @@ class Calibration:
     order_kept: float
     manifest: dict[str, Any]
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        return short("Calibration", plantings=len(self.plantings), path=self.path)
+
+    def _repr_html_(self) -> str:
+        return calibration_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -363,13 +364,12 @@ def _write(result: Calibration, path: Path, *, overwrite: bool) -> None:
     with writing(path, overwrite=overwrite) as scratch:
         for name, rows in (("plantings", result.plantings), ("rates", result.rates)):
             frame = polars.DataFrame([asdict(row) for row in rows], infer_schema_length=None)
-            (scratch / f"{name}.csv").write_text(frame.write_csv())
+            save_frame(scratch / f"{name}.csv", frame)
         (scratch / FIGURES).mkdir()
         figure = power_figure(result)
         figure.savefig(scratch / FIGURES / "power.png", dpi=130)
         figure.savefig(scratch / FIGURES / "power.svg", metadata={"Date": None})
         rows = [asdict(row) for row in result.rates]
-        (scratch / FIGURES / "power.csv").write_text(polars.DataFrame(rows).write_csv())
-        (scratch / REPORT).write_text(markdown(whole, scratch / FIGURES), encoding="utf-8")
-        (scratch / "report.html").write_text(html(whole, scratch / FIGURES), encoding="utf-8")
+        save_frame(scratch / FIGURES / "power.csv", polars.DataFrame(rows))
+        write_pages(scratch, whole)
         write_manifest(scratch, {**result.manifest, "rates": result.to_json()["rates"]})

@@ -14,7 +14,14 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import GlulensError, ResourceError, RunError, is_out_of_memory, visible
+from ..errors import (
+    GlulensError,
+    ResourceError,
+    RunError,
+    is_out_of_memory,
+    refused,
+    visible,
+)
 from . import (
     cli_browse,
     cli_claims,
@@ -57,6 +64,9 @@ class Commands(click.Group):
             if isinstance(error, BrokenPipeError):
                 sys.stderr.close()  # whoever read us has gone; saying so to them would fail again
                 sys.exit(1)
+            if isinstance(error, OSError) and error.errno and not is_out_of_memory(error):
+                told = refused(error)
+                _stop(str(told), told.exit_code)
             if not is_out_of_memory(error):
                 raise
             _stop(
@@ -97,16 +107,24 @@ def runs(folder: Path, as_json: bool) -> None:
     rows = [
         {
             "path": str(run.path),
-            "started": run.manifest.get("started"),
-            "model": run.manifest.get("model", {}).get("name"),
-            "verdict": run.manifest.get("verdict", {}).get("outcome"),
+            "started": _told(run.manifest, "started"),
+            "model": _told(run.manifest, "model", "name"),
+            "verdict": _told(run.manifest, "verdict", "outcome"),
         }
         for run in find_runs(folder)
     ]
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "runs": rows}, indent=1))
     for row in () if as_json else rows:
-        click.echo("\t".join(str(value) for value in row.values()))
+        click.echo("\t".join(visible(str(value)) for value in row.values()))
+
+
+def _told(manifest: dict[str, Any], *names: str) -> str | None:
+    """A text that a manifest holds; a manifest may be anybody's, and hold anything."""
+    found: Any = manifest
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
 
 
 @main.command()

@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from ..errors import GlulensError, visible
-from .cli_hypothesis import _print
-from .cli_weights import _stem
+from .cli_runs import show, stem
 
 _PATH = click.Path(path_type=Path)
 
@@ -88,7 +87,7 @@ def compare(
             return
         from .compare import compare as run
 
-        path = output or unused(Path("runs") / f"compare-{_stem(tuned)}")
+        path = output or unused(Path("runs") / f"compare-{stem(tuned)}")
         with on_stderr() as progress:
             result = run(
                 base,
@@ -107,7 +106,7 @@ def compare(
     else:
         from .compare_report import terminal
 
-        _print(terminal(result))
+        show(terminal(result))
     click.echo(f"run directory: {path}", err=as_json)
 
 

@@ -77,11 +77,11 @@ def efficiency(
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1, allow_nan=False))
         return
-    from .cli_hypothesis import _print
+    from .cli_runs import show
 
     for warning in result.warnings:
         click.echo(f"warning: {visible(warning)}", err=True)
-    _print(terminal(result))
+    show(terminal(result))
 
 
 def _list(text: str, flag: str, example: str) -> list[str]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import GlulensError, UnfinishedError, is_out_of_memory
-
-RUNS = Path("runs")
-STAGES = "*.stage.safetensors"
+from .cli_runs import place_of, saying_how_to_go_on, show
 
 
 def run_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -108,39 +104,6 @@ def demo(**options: Any) -> None:
     _hypothesis("demo", "smollm2-135m-instruct", bootstraps=200, **options)
 
 
-@contextmanager
-def _saying_how_to_go_on(output: Path) -> Iterator[None]:
-    """When the work stops early and something is kept, say which command goes on."""
-    from .unfinished import holds
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not holds(output, STAGES):
-            raise
-        click.echo(
-            f"glulens: interrupted; the same command with -o {output} --resume goes on", err=True
-        )
-        sys.exit(130)
-    except (GlulensError, MemoryError, RuntimeError, OSError) as error:
-        known = isinstance(error, GlulensError) or is_out_of_memory(error)
-        if known and not isinstance(error, UnfinishedError) and holds(output, STAGES):
-            click.echo(
-                f"what is done stays: the same command with -o {output} --resume goes on", err=True
-            )
-        raise
-
-
-def _place(command: str, model: str, output: Path | None, resume: bool) -> Path:
-    from ..rundir import unused
-    from .unfinished import find_unfinished
-
-    stem = f"{command}-{Path(model).name.split('@')[0]}"
-    if output is not None:
-        return output
-    return find_unfinished(RUNS, stem) if resume else unused(RUNS / stem)
-
-
 def _hypothesis(
     command: str,
     model: str,
@@ -170,8 +133,8 @@ def _hypothesis(
         lines = json.dumps({"schema_version": 1, **asdict(plan)}) if as_json else plan.lines()
         click.echo(lines if isinstance(lines, str) else "\n".join(lines))
         return
-    path = _place(command, model, output, resume)
-    with _saying_how_to_go_on(path), on_stderr() as progress:
+    path = place_of(command, model, output, resume)
+    with saying_how_to_go_on(path), on_stderr() as progress:
         result = run(
             model,
             output=path,
@@ -187,17 +150,8 @@ def _hypothesis(
     else:
         from .report import terminal
 
-        _print(terminal(result))
+        show(terminal(result))
     click.echo(f"run directory: {path}", err=as_json)
-
-
-def _print(content: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)  # in a file or a pipe nothing needs folding
-    console.print(content)
 
 
 @click.command()
@@ -260,8 +214,8 @@ def calibrate(model: str, output: Path | None, resume: bool, as_json: bool, **op
     from .calibration import calibrate as run
     from .calibration import rate_rows, summary
 
-    path = _place("calibrate", model, output, resume)
-    with _saying_how_to_go_on(path), on_stderr() as progress:
+    path = place_of("calibrate", model, output, resume)
+    with saying_how_to_go_on(path), on_stderr() as progress:
         result = run(
             model,
             output=path,
@@ -282,6 +236,6 @@ def calibrate(model: str, output: Path | None, resume: bool, as_json: bool, **op
             grid.add_column(name, justify="left" if place < 1 else "right")
         for row in rows:
             grid.add_row(*row)
-        _print(grid)
+        show(grid)
         click.echo(summary(result))
     click.echo(f"run directory: {path}", err=as_json)

@@ -17,10 +17,11 @@ from ..errors import (
     is_out_of_memory,
     visible,
 )
-from .cli_weights import _finite, _print_table, _stem
+from .cli_runs import place_of
+from .cli_weights import print_table
+from .json_values import finite
 
 _PATH = click.Path(path_type=Path)
-RUNS = Path("runs")
 
 
 @click.command()
@@ -76,19 +77,15 @@ def probe(
     """
     from ..progress import on_stderr
     from ..prune.expressions import parse_criteria
-    from ..rundir import unused
     from .probe import probe as run
     from .probe import resumable
     from .probe_files import contrast_rows
-    from .unfinished import find_unfinished
 
     if criteria is not None:
         options["criteria"] = parse_criteria(criteria)
     if decode_layers is not None:
         options["decode_layers"] = _layers(decode_layers)
-    stem = f"probe-{_stem(model)}"
-    if output is None:
-        output = find_unfinished(RUNS, stem) if resume else unused(RUNS / stem)
+    output = place_of("probe", model, output, resume)
     click.echo(f"run directory: {output}", err=True)
     try:
         with on_stderr() as progress:
@@ -126,7 +123,7 @@ def probe(
     for kind, lines in (("refused", "refused"), ("note", "warnings")):
         for line in found.manifest[lines]:
             click.echo(f"{kind}: {visible(line)}", err=True)
-    rows = _finite(contrast_rows(found.neurons(), found.manifest))
+    rows = finite(contrast_rows(found.neurons(), found.manifest))
     if as_json:
         about = {
             "schema_version": 1,
@@ -137,13 +134,13 @@ def probe(
         click.echo(json.dumps(about, indent=1, allow_nan=False))
         return
     conditions = found.manifest["conditions"]
-    _print_table(
+    print_table(
         ["condition", "texts", "tokens"],
         [(_plain(name), f"{c['texts']:,}", f"{c['tokens']:,}") for name, c in conditions.items()],
     )
     if rows:
         click.echo()
-        _print_table(list(rows[0]), [tuple(map(_plain, row.values())) for row in rows])
+        print_table(list(rows[0]), [tuple(map(_plain, row.values())) for row in rows])
 
 
 def _plain(value: Any) -> Any:
@@ -182,7 +179,7 @@ def examples(run: Path, neuron: str, k: int, width: int, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        sides = {side: _finite([asdict(one) for one in some[:k]]) for side, some in found.items()}
+        sides = {side: finite([asdict(one) for one in some[:k]]) for side, some in found.items()}
         about = {"schema_version": 1, "run": str(run), "neuron": neuron, "examples": sides}
         click.echo(json.dumps(about, indent=1, allow_nan=False))
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .cli_hypothesis import _place, _print, _saying_how_to_go_on
+from .cli_runs import place_of, saying_how_to_go_on, show
 
 _PATH = click.Path(path_type=Path)
 
@@ -102,12 +102,12 @@ def sweep(
         if as_json:
             click.echo(json.dumps(plan.to_json(), indent=1))
         else:
-            _print(grid("What the sweep would cost here", plan.rows(), 1))
+            show(grid("What the sweep would cost here", plan.rows(), 1))
         return
     from .sweep import sweep as run
 
-    path = _place("sweep", model, output, resume)
-    with _saying_how_to_go_on(path), on_stderr() as progress:
+    path = place_of("sweep", model, output, resume)
+    with saying_how_to_go_on(path), on_stderr() as progress:
         result = run(
             model,
             output=path,
@@ -124,7 +124,7 @@ def sweep(
     else:
         from .sweep_report import terminal
 
-        _print(terminal(result))
+        show(terminal(result))
     click.echo(f"run directory: {path}", err=as_json)
 
 

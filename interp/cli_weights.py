@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
+from .cli_runs import stem
+from .json_values import finite
 
 if TYPE_CHECKING:
     from ..prune.stream import Pruned
 
 MOST_LAYERS = 10_000
+_DIGITS = 40
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _PATH = click.Path(path_type=Path)
 
@@ -55,7 +57,7 @@ def score(
 
     names = DEFAULT_CRITERIA if criteria is None else parse_criteria(criteria)
     recorded = Recording.load(recording) if recording else None
-    path = output or unused(Path("runs") / f"score-{_stem(model)}")
+    path = output or unused(Path("runs") / f"score-{stem(model)}")
     with on_stderr() as progress:
         run = score_run(
             model,
@@ -69,10 +71,10 @@ def score(
         )
     found = summary(run.neurons(), names)
     if as_json:
-        about = {"schema_version": 1, "path": str(path), "criteria": _finite(found.to_dicts())}
+        about = {"schema_version": 1, "path": str(path), "criteria": finite(found.to_dicts())}
         click.echo(json.dumps(about, indent=1, allow_nan=False))
     else:
-        _print_table(found.columns, found.rows())
+        print_table(found.columns, found.rows())
     click.echo(f"run directory: {path}", err=as_json)
 
 
@@ -182,7 +184,7 @@ def _range(widths: tuple[int, ...]) -> str:
     return f"{low:,}" if low == high else f"{low:,}..{high:,}"
 
 
-def _print_table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+def print_table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -217,16 +219,6 @@ def _count(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKmMbB]?)", text.replace("_", ""))
     if match is None:
         raise UsageError(f"--parameters {text!r}: write a number, as in 120000000, 120M or 1.2B")
+    if len(text) > _DIGITS:
+        raise UsageError(f"--parameters {text[:20]!r}...: no model has so many")
     return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])
-
-
-def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With null for what JSON cannot say."""
-    return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
-
-
-def _stem(model: str) -> str:
-    return Path(model).name.split("@")[0] or "model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.sources import BUILTIN
@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..prune.criteria import WEIGHT_CRITERIA
 from ..prune.expressions import is_control, parse_criterion
 from ..prune.models import DTYPES
+from .option_checks import at_least, only_known
 
 DEFAULT_CRITERIA = (*WEIGHT_CRITERIA, "random:0")
 
@@ -60,22 +61,16 @@ class CompareOptions:
             raise UsageError(f"dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}")
         if self.transplant_sets and not self.transplant:
             raise UsageError("--transplant-set says what to transplant: give --transplant too")
-        for name, least in (
-            ("seed", 0),
-            ("permutations", 100),
-            ("transplant_items", 2),
-            ("transplant_random", 3),
-            ("max_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: at least {least} is needed")
+        at_least(
+            self,
+            seed=0,
+            permutations=100,
+            transplant_items=2,
+            transplant_random=3,
+            max_tokens=1,
+        )
 
 
 def make_compare_options(**options: Any) -> CompareOptions:
     """`CompareOptions`, with an unknown name told apart from a bad value."""
-    allowed = [field.name for field in fields(CompareOptions)]
-    for name in options:
-        if name not in allowed:
-            raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
-    return CompareOptions(**options)
+    return CompareOptions(**only_known(CompareOptions, options))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
+from ..rundir import FIGURES, NEURONS, column_types, save_frame, write_manifest, writing
 from .compare_rows import (
     CARRIERS,
     DIRECTIONS,
@@ -23,10 +22,10 @@ from .compare_rows import (
     transplant_rows,
 )
 from .compare_tables import COLUMNS
-from .content import Block, Picture, Report, Section, grid, html, markdown
+from .content import Block, Picture, Report, Section, grid
 from .figures import save_figures
-from .report import PAGE, TABLES, _table
 from .rows import Rows
+from .run_files import kept_table, write_pages, write_tables
 from .verdict import ALPHA, SESOI
 
 if TYPE_CHECKING:
@@ -135,13 +134,13 @@ def _verdict(result: CompareResult) -> Section:
 
 def _where(result: CompareResult) -> Section:
     blocks: list[Block] = [
-        _table(group_rows(result), "groups"),
+        kept_table(group_rows(result), "groups"),
         "Change: the norm of tuned minus base over all tensors of a kind. Of itself: over the "
         "base's norm. A kind that changed like the rest has as large a share of the squared change "
         "as of the weights.",
         Picture("layers", "Relative change of every layer's matrices, and which tenth holds it"),
         Picture("norms", "Norms of the neurons' weights, base (filled) and tuned (line), by layer"),
-        _table(distribution_rows(result), "distributions", 2),
+        kept_table(distribution_rows(result), "distributions", 2),
         "Distances between distributions before and after, mean over matrices and the largest: "
         "Wasserstein-1 in the base's standard deviations, and Kolmogorov-Smirnov. Attention and "
         "embeddings stand beside the MLPs as a reference. Weights are a sample of evenly spaced "
@@ -153,7 +152,7 @@ def _where(result: CompareResult) -> Section:
 def _magnitude(result: CompareResult) -> Section:
     draws = result.manifest["options"]["permutations"]
     blocks: list[Block] = [
-        _table(concentration_rows(result), "concentration", 2),
+        kept_table(concentration_rows(result), "concentration", 2),
         "rho: Spearman's correlation of the base's score with the norm of a neuron's change "
         "(absolute) and with that over its own norm (relative), within each layer, averaged over "
         "layers; 95 % interval over layers. chance: the same with changes dealt out anew among the "
@@ -165,14 +164,14 @@ def _magnitude(result: CompareResult) -> Section:
         "verdict asks for rho beyond it. "
         "q: Benjamini-Hochberg over criteria (without controls) x both measures.",
         Picture("tenths", "Share of the squared change in each tenth of the base"),
-        _table(tenth_rows(result), "concentration", 1),
+        kept_table(tenth_rows(result), "concentration", 1),
     ]
     return Section("Magnitude against change", blocks)
 
 
 def _scores(result: CompareResult) -> Section:
     blocks: list[Block] = [
-        _table(score_rows(result), "scores"),
+        kept_table(score_rows(result), "scores"),
         "Rank correlation within MLPs. Rank shift: how far a neuron's place moved, in percent of "
         "its MLP. Wasserstein-1 (in the base's standard deviations) and Kolmogorov-Smirnov "
         "distance of the scores' distributions, mean over MLPs.",
@@ -180,7 +179,7 @@ def _scores(result: CompareResult) -> Section:
     ]
     if result.kept_alike:
         blocks += [
-            _table(kept_rows(result), "kept-alike"),
+            kept_table(kept_rows(result), "kept-alike"),
             "Of the neurons that a cut of this size takes by the base's scores, the share that it "
             "takes by the tuned model's, too. z: against two cuts drawn at random "
             "(hypergeometric). Two models of one descent have correlated scores, so a large z is "
@@ -194,7 +193,7 @@ def _carriers(result: CompareResult) -> Section:
     return Section(
         "Low neurons that changed much",
         [
-            _table(carrier_rows(result), "carriers"),
+            kept_table(carrier_rows(result), "carriers"),
             f"Neurons that cutting a tenth of every MLP by the base's {first} would take, those "
             "that hold most of the squared change first. Percentile: share of the MLP that scores "
             "lower. Place by change: 1 is the most changed of the MLP.",
@@ -206,7 +205,7 @@ def _selective(result: CompareResult) -> Section:
     return Section(
         "Did neurons change that do something?",
         [
-            _table(selective_rows(result), "selective", 2),
+            kept_table(selective_rows(result), "selective", 2),
             f"From `{result.manifest['probe']}`: rank correlation within layers of the absolute "
             "change with |attribution| (`attr_`) and |d_z| (`dz_`) of each property, and of "
             "instruction minus every other. Neurons share factors and are not exchangeable, so p "
@@ -238,7 +237,7 @@ def _transplant(result: CompareResult) -> Section:
 
 
 def _titled(title: str, rows: Rows) -> tuple[Block, Block]:
-    return f"{title}:", _table(rows, "transplant")
+    return f"{title}:", kept_table(rows, "transplant")
 
 
 def _limits(result: CompareResult) -> Section:
@@ -311,17 +310,12 @@ def write_run(result: CompareResult, path: Path, *, overwrite: bool = False) -> 
 
     whole = report(result)
     with writing(path, overwrite=overwrite) as scratch:
-        table = io.BytesIO()
-        result.neurons.write_parquet(table)
-        (scratch / NEURONS).write_bytes(table.getvalue())
-        (scratch / TABLES).mkdir()
-        for name, frame in result.tables().items():
-            (scratch / TABLES / f"{name}.csv").write_text(frame.write_csv())
+        save_frame(scratch / NEURONS, result.neurons)
+        write_tables(scratch, result.tables())
         save_figures(draw_comparison(result), scratch / FIGURES)
-        (scratch / REPORT).write_text(markdown(whole, scratch / FIGURES), encoding="utf-8")
-        (scratch / PAGE).write_text(html(whole, scratch / FIGURES), encoding="utf-8")
-        types = zip(result.neurons.columns, map(str, result.neurons.dtypes), strict=True)
-        manifest: dict[str, Any] = {**result.manifest, "columns": {NEURONS: dict(types)}}
+        write_pages(scratch, whole)
+        columns = {NEURONS: column_types(result.neurons)}
+        manifest: dict[str, Any] = {**result.manifest, "columns": columns}
         if result.verdict is not None:
             manifest["verdict"] = result.to_json()["verdict"]
         write_manifest(scratch, manifest)

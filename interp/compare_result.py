@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .result import _finite
+from .json_values import finite
+from .shown import compare_html, short
 
 if TYPE_CHECKING:
     import polars
@@ -57,6 +58,19 @@ class CompareResult:
     manifest: dict[str, Any]
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        outcome = None if self.verdict is None else self.verdict.outcome
+        return short(
+            "CompareResult",
+            kind=self.kind,
+            outcome=outcome,
+            neurons=self.neurons.height,
+            path=self.path,
+        )
+
+    def _repr_html_(self) -> str:
+        return compare_html(self)
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """The verdict in words: where the change lies, and how much of itself a neuron lost."""
@@ -96,16 +110,16 @@ class CompareResult:
         """Plain values for `--json`."""
 
         def plain(rows: Any) -> list[dict[str, Any]]:
-            return [_finite(asdict(row)) for row in rows]
+            return [finite(asdict(row)) for row in rows]
 
         return {
             "schema_version": 1,
             "kind": self.kind,
-            "verdict": None if self.verdict is None else _finite(asdict(self.verdict)),
+            "verdict": None if self.verdict is None else finite(asdict(self.verdict)),
             "sentences": list(self.sentences),
             "concentration": plain(self.concentrations),
-            "groups": _finite(self.groups.to_dicts()),
-            "scores": _finite(self.scores.to_dicts()),
+            "groups": finite(self.groups.to_dicts()),
+            "scores": finite(self.scores.to_dicts()),
             "kept_alike": plain(self.kept_alike),
             "carriers": plain(self.carriers),
             "selective": plain(self.selective),

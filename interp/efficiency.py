@@ -27,6 +27,7 @@ import numpy as np
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .efficiency_options import EfficiencyOptions, make_efficiency_options
+from .shown import efficiency_html, short
 
 if TYPE_CHECKING:
     from ..prune.models import OpenedModel
@@ -86,6 +87,13 @@ class EfficiencyResult:
     about: dict[str, Any]
     """Device, threads, versions, energy counters, load."""
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        names = [size.name for size in self.sizes]
+        return short("EfficiencyResult", models=names, measures=len(self.measures))
+
+    def _repr_html_(self) -> str:
+        return efficiency_html(self)
 
     def find(self, model: int, part: str, batch: int, name: str) -> Measure | None:
         """One number, or None where it was not measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.sources import BUILTIN
@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..prune.compensation import METHODS
 from ..prune.expressions import parse_criterion
 from ..prune.models import DTYPES
+from .option_checks import at_least, only_known
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,17 @@ class EfficiencyOptions:
             raise UsageError(f"dtype {self.dtype!r}; allowed are {', '.join(DTYPES)}")
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batch {self.batches}: sizes of 1 or more, none twice, as in 1,8")
-        for name, least in (
-            ("prompt_tokens", 1),
-            ("new_tokens", 2),
-            ("rounds", 1),
-            ("prompts", 0),
-            ("longest", 2),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: at least {least} is needed")
+        at_least(
+            self,
+            prompt_tokens=1,
+            new_tokens=2,
+            rounds=1,
+            prompts=0,
+            longest=2,
+            seed=0,
+        )
 
 
 def make_efficiency_options(**options: Any) -> EfficiencyOptions:
     """`EfficiencyOptions`, with an unknown name told apart from a bad value."""
-    allowed = [field.name for field in fields(EfficiencyOptions)]
-    for name in options:
-        if name not in allowed:
-            raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
-    return EfficiencyOptions(**options)
+    return EfficiencyOptions(**only_known(EfficiencyOptions, options))

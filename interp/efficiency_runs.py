@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ResourceError, UsageError, is_out_of_memory
+from ..probes.tokens import from_template
 from .efficiency_models import Contender
 from .energy import Meter
 
@@ -164,9 +165,7 @@ def questions(contender: Contender, prompts: Sequence[str], longest: int) -> lis
     for prompt in prompts:
         text = prompt
         if contender.chat:
-            text = contender.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
+            text = from_template(contender.tokenizer, [{"role": "user", "content": prompt}])
             # The template has written what the tokenizer would add.
             ids = contender.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:

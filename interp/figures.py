@@ -15,6 +15,7 @@ import polars
 
 from ..datasets.pairs import MISCONCEPTION, PROPERTIES
 from ..prune.expressions import column
+from ..rundir import save_frame
 from .localisation import corrected
 from .resamples import FUNCTIONS
 from .verdict import SESOI
@@ -328,7 +329,7 @@ def save_figures(
         for name, figure, frame in drawn:
             figure.savefig(folder / f"{name}.png", dpi=130)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            (folder / f"{name}.csv").write_text(frame.write_csv())
+            save_frame(folder / f"{name}.csv", frame)
             names.append(name)
             tell(name)
     return names

@@ -78,7 +78,9 @@ def _log(axis: Any, values: Sequence[float], which: str) -> None:
     if max(values) > 200 * min(values):
         return
     side = getattr(axis, f"{which}axis")
-    side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # Over more than a decade numbers at 1, 2 and 5 would run into each other.
+    steps = (1, 2, 5) if max(values) < 20 * min(values) else (1, 3)
+    side.set_major_locator(LogLocator(subs=steps))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_formatter(NullFormatter())
 

@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import DataError, UsageError
 from ..probes.engine import Engine, Intervention, make_engine, silencer
 from ..probes.likelihood import loglikelihoods
-from ..probes.tokens import Encoded
+from ..probes.tokens import Encoded, from_template
 from ..progress import Progress, on_stderr, silent
 from ..prune.models import OpenedModel, open_model
 from ..prune.selection import NeuronSet
@@ -269,7 +269,12 @@ class GlulensLM(TemplateLM):
         try:
             return written(chat_history)
         except jinja2.TemplateError:
-            return written([turn for turn in chat_history if turn["role"] != "system"])
+            return from_template(
+                self.tokenizer,
+                [turn for turn in chat_history if turn["role"] != "system"],
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
 
     # The three questions
 

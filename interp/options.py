@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.sources import BUILTIN
 from ..errors import UsageError
 from ..prune.expressions import is_control, parse_criterion
+from .option_checks import at_least, only_known
 
 DEFAULT_CRITERIA = ("ppm", "maw", "vow", "pon", "l2", "random:0")
 
@@ -63,27 +64,21 @@ class Options:
                 )
         if is_control(self.criteria[0]):
             raise UsageError(f"the first criterion carries the verdict; {self.criteria[0]} cannot")
-        for name, least in (
-            ("seed", 0),
-            ("permutations", 100),
-            ("bootstraps", 100),
-            ("causal_items", 0),
-            ("map_items", 0),
-            ("causal_random", 1),
-            ("dose_items", 0),
-            ("null_items", 0),
-            ("decode_every", 0),
-            ("max_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {getattr(self, name)}: at least {least} is needed")
+        at_least(
+            self,
+            seed=0,
+            permutations=100,
+            bootstraps=100,
+            causal_items=0,
+            map_items=0,
+            causal_random=1,
+            dose_items=0,
+            null_items=0,
+            decode_every=0,
+            max_tokens=1,
+        )
 
 
 def make_options(**options: Any) -> Options:
     """`Options`, with an unknown name told apart from a bad value."""
-    allowed = [field.name for field in fields(Options)]
-    for name in options:
-        if name not in allowed:
-            raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
-    return Options(**options)
+    return Options(**only_known(Options, options))

@@ -12,7 +12,7 @@ import polars
 
 from ..errors import visible
 from ..prune.expressions import column
-from ..rundir import NEURONS, REPORT, write_manifest, writing
+from ..rundir import NEURONS, REPORT, save_frame, write_manifest, writing
 from ..tables import EXAMPLES, HISTOGRAMS, SAMPLES, TEXTS, save_array, save_tables
 from .probe import Prepared, text_rows
 
@@ -101,9 +101,9 @@ def write_run(
     table = probe_table(scores, recorded)
     manifest["columns"] = COLUMNS
     with writing(path, overwrite=overwrite) as scratch:
-        table.write_parquet(scratch / NEURONS)
+        save_frame(scratch / NEURONS, table)
         save_tables(scratch / EXAMPLES, recorded.examples)
-        polars.DataFrame(text_rows(prepared, tokenizer)).write_parquet(scratch / TEXTS)
+        save_frame(scratch / TEXTS, polars.DataFrame(text_rows(prepared, tokenizer)))
         (scratch / HISTOGRAMS).mkdir()
         histograms: dict[str, str] = manifest.setdefault("histograms", {})
         for name, found in recorded.conditions.items():
@@ -117,7 +117,7 @@ def write_run(
         recorded.activity.save(scratch / RECORDING)
         save_array(scratch / SAMPLES, recorded.samples)
         if decoded is not None:
-            decoded.write_csv(scratch / DECODING)
+            save_frame(scratch / DECODING, decoded)
         report = "\n".join(report_lines(table, manifest, decoded, criteria)) + "\n"
         (scratch / REPORT).write_text(report, encoding="utf-8")
         write_manifest(scratch, manifest)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..prune.expressions import is_control
-from ..rundir import FIGURES, NEURONS, REPORT, write_manifest, writing
+from ..rundir import FIGURES, NEURONS, column_types, save_frame, write_manifest, writing
 from .causal import EVERY
-from .content import Block, Picture, Report, Section, Table, grid, html, markdown
+from .content import Block, Picture, Report, Section, grid
 from .localisation import FAINT
 from .neurons import COLUMNS
 from .rows import (
-    Rows,
     answerer_rows,
     association_rows,
     causal_rows,
@@ -28,15 +26,13 @@ from .rows import (
     specific_rows,
     tenth_rows,
 )
+from .run_files import kept_table, write_pages, write_tables
 from .verdict import ALPHA, SESOI
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from .result import HypothesisResult
-
-PAGE = "report.html"
-TABLES = "tables"
 
 
 def terminal(result: HypothesisResult) -> RenderableType:
@@ -70,10 +66,6 @@ def terminal(result: HypothesisResult) -> RenderableType:
     )
     parts.append(Text(f"Verdict: {result.verdict.sentence}", style="bold"))
     return Group(*parts)
-
-
-def _table(content: Rows, source: str, left: int = 1) -> Table:
-    return Table(*content, source=f"tables/{source}.csv", left=left)
 
 
 def report(result: HypothesisResult) -> Report:
@@ -134,7 +126,7 @@ def _controls(result: HypothesisResult) -> Section:
     )
     blocks: list[Block] = [power]
     if result.verdict.checks:
-        blocks.append(_table(check_rows(result), "checks", 4))
+        blocks.append(kept_table(check_rows(result), "checks", 4))
     return Section("Power and controls", blocks)
 
 
@@ -142,7 +134,7 @@ def _pairs(result: HypothesisResult) -> Section:
     return Section(
         "Pairs",
         [
-            _table(property_rows(result), "properties", 2),
+            kept_table(property_rows(result), "properties", 2),
             "Answers are matched in length as far as the data allow; log-likelihoods are sums over "
             "answer tokens.",
         ],
@@ -153,7 +145,7 @@ def _localisation(result: HypothesisResult) -> Section:
     options = result.manifest["options"]
     family = sum(not is_control(r.criterion) and r.q == r.q for r in result.associations)
     blocks: list[Block] = [
-        _table(association_rows(result), "associations", 2),
+        kept_table(association_rows(result), "associations", 2),
         "rho: Spearman's correlation within each layer, averaged over layers. null: its mean when "
         f"labels are swapped within items at random ({options['permutations']} draws). Effect: rho "
         "minus that mean, +- 1.96 standard errors: of items "
@@ -169,19 +161,19 @@ def _localisation(result: HypothesisResult) -> Section:
             "localisation", "Corrected effects by criterion and property; grey: too small to matter"
         ),
         Picture("null", "The primary statistic under swapped labels, and as observed"),
-        _table(tenth_rows(result), "tenths", 2),
+        kept_table(tenth_rows(result), "tenths", 2),
         "Shares of |attribution| (mass) and of the top 1 % of neurons in each tenth by the first "
         "criterion, within layers (under the null).",
         Picture("mass", "Share of |attribution| in each tenth, by layer and property"),
         Picture("magnitude", "Magnitude against attribution in every layer"),
-        _table(enrichment_rows(result), "enrichment", 3),
+        kept_table(enrichment_rows(result), "enrichment", 3),
         "Numbers of the top 1 % of each layer in its lowest and highest tenth, all layers "
         "together, against drawing neurons at random (hypergeometric). That null takes neurons for "
         "independent, which they are not: descriptive.",
     ]
     if result.differences:
         blocks += [
-            _table(difference_rows(result), "differences", 3),
+            kept_table(difference_rows(result), "differences", 3),
             "Corrected effects of the misconception contrast minus those of others.",
         ]
     blocks.append(Picture("umap", "Neurons by functional profile, coloured by magnitude and layer"))
@@ -192,7 +184,7 @@ def _nulls(result: HypothesisResult) -> Section:
     return Section(
         "Models that know nothing",
         [
-            _table(null_rows(result), "null-models", 2),
+            kept_table(null_rows(result), "null-models", 2),
             "*untrained*: the same shape with random weights. *row-shuffled*: in every MLP rows of "
             "gate, rows of up and columns of down have changed places, each matrix in an order of "
             "its own. The primary test with q = p.",
@@ -206,14 +198,14 @@ def _silencing(result: HypothesisResult) -> Section:
         return ", ".join(f"{name} {count}" for name, count in n.items())
 
     blocks: list[Block] = [
-        _table(causal_rows(result), "causal"),
+        kept_table(causal_rows(result), "causal"),
         "Changes against the intact model with 95 % bootstrap intervals over items (n: "
         f"{sizes(alone=False)}). Margins are LL(preferred) - LL(other) in nats per item; damage is "
         "the rise of the mean negative log-likelihood of neutral text in nats per token. mean: "
         "neurons replaced by their mean on neutral text, position 0 left alone; zero: what pruning "
         "does.",
         Picture("causal", "Every tenth of all layers, beside random tenths"),
-        _table(specific_rows(result), "causal", 2),
+        kept_table(specific_rows(result), "causal", 2),
         "z: against random tenths of the same counts. At equal damage: what is left of the change "
         "beyond the line of change on damage through the random tenths (*: damage outside theirs, "
         "so that the line is extrapolated). *Less a rival class*: with the neurons of one such "
@@ -230,7 +222,7 @@ def _floors(result: HypothesisResult) -> Section:
     return Section(
         "What the scores are worth",
         [
-            _table(answerer_rows(result), "answerers"),
+            kept_table(answerer_rows(result), "answerers"),
             f"TruthfulQA's multiple choice after its six-question primer, "
             f"{result.answerers[0].n} questions. Chance: all choices equally likely. Length only: "
             "an answerer that sees how long choices are. T: log-likelihoods divided by it; the "
@@ -245,7 +237,7 @@ def _rivals(result: HypothesisResult) -> Section:
     return Section(
         "Neurons with other jobs",
         [
-            _table(overlap_rows(result), "overlaps", 2),
+            kept_table(overlap_rows(result), "overlaps", 2),
             "Entropy neurons write where the unembedding hardly reads; token-frequency neurons "
             "move logits with the frequency of tokens; super-weight carriers make the spikes on "
             "which the model stands. p: of a random cut of the same counts (hypergeometric).",
@@ -327,21 +319,13 @@ def write_run(
 
     whole = report(result)
     with writing(path, overwrite=overwrite) as scratch:
-        # Through memory: a full disk is then one plain OSError, whatever the library would say.
-        table = io.BytesIO()
-        result.neurons.write_parquet(table)
-        (scratch / NEURONS).write_bytes(table.getvalue())
+        save_frame(scratch / NEURONS, result.neurons)
         if result.histograms is not None:
             result.histograms.save(scratch)
-        (scratch / TABLES).mkdir()
-        for name, frame in result.tables().items():
-            (scratch / TABLES / f"{name}.csv").write_text(frame.write_csv())
+        write_tables(scratch, result.tables())
         write_figures(result, scratch / FIGURES, tell)
-        (scratch / REPORT).write_text(markdown(whole, scratch / FIGURES), encoding="utf-8")
-        (scratch / PAGE).write_text(html(whole, scratch / FIGURES), encoding="utf-8")
-        columns = {
-            NEURONS: dict(zip(result.neurons.columns, map(str, result.neurons.dtypes), strict=True))
-        }
+        write_pages(scratch, whole)
+        columns = {NEURONS: column_types(result.neurons)}
         write_manifest(
             scratch,
             {**result.manifest, "verdict": result.to_json()["verdict"], "columns": columns},

@@ -10,8 +10,10 @@ from .causal import EVERY, Effect
 from .controls import NullModel
 from .enrichment import Enrichment
 from .floors import Answerer, Dose
+from .json_values import finite
 from .localisation import Association, Difference, TenthRow
 from .rivals import Overlap
+from .shown import hypothesis_html, short
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -71,6 +73,18 @@ class HypothesisResult:
     path: Path | None = None
     histograms: WeightHistograms | None = None
 
+    def __repr__(self) -> str:
+        return short(
+            "HypothesisResult",
+            outcome=self.verdict.outcome,
+            criterion=self.verdict.criterion,
+            neurons=self.neurons.height,
+            path=self.path,
+        )
+
+    def _repr_html_(self) -> str:
+        return hypothesis_html(self)
+
     def tables(self) -> dict[str, polars.DataFrame]:
         """The smaller tables, by name; what is empty is left out."""
         import polars
@@ -114,12 +128,12 @@ class HypothesisResult:
         """Plain values for `--json`."""
 
         def plain(rows: Any) -> list[dict[str, Any]]:
-            return [_finite(asdict(row)) for row in rows]
+            return [finite(asdict(row)) for row in rows]
 
         whole = [row for row in self.effects if row.layer == EVERY]
         return {
             "schema_version": 1,
-            "verdict": _finite(asdict(self.verdict)),
+            "verdict": finite(asdict(self.verdict)),
             "family": FAMILY,
             "associations": plain(self.associations),
             "differences": plain(self.differences),
@@ -130,14 +144,3 @@ class HypothesisResult:
             "properties": list(self.properties),
             "path": str(self.path) if self.path else None,
         }
-
-
-def _finite(value: Any) -> Any:
-    """The same with None in place of what JSON has no word for."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value

@@ -24,6 +24,7 @@ from ..rundir import (
     RunDirectory,
     check_free,
     open_run,
+    save_frame,
     write_manifest,
     writing,
 )
@@ -152,7 +153,7 @@ def score_run(
         "versions": versions("torch", "transformers", "numpy", "polars", "numba"),
     }
     with writing(path, overwrite=overwrite) as scratch:
-        table.write_parquet(scratch / NEURONS)
+        save_frame(scratch / NEURONS, table)
         if found.histograms is not None:
             found.histograms.save(scratch)
         (scratch / REPORT).write_text(_report(table, criteria, manifest), encoding="utf-8")

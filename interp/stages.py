@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ResourceError, is_out_of_space
+from ..errors import ResourceError, RunError, is_out_of_space, of_system
 
 Arrays = Mapping[str, np.ndarray]
 _FILE = "{}.stage.safetensors"
@@ -45,6 +45,7 @@ class Stages:
 
         Raises:
             ResourceError: the disk is full.
+            RunError: what was found cannot be kept.
         """
         if self._folder is None:
             return make()
@@ -88,13 +89,14 @@ class Stages:
             scratch.replace(path)
         except Exception as error:  # safetensors wraps what the system says in its own
             scratch.unlink(missing_ok=True)
-            if (isinstance(error, OSError) and is_out_of_space(error)) or "os error 28" in str(
-                error
-            ):
+            said = of_system(error)
+            if said is not None and is_out_of_space(said):
                 raise ResourceError(
                     f"the disk filled up while a stage was kept in {path.parent}; free some and "
                     "go on with --resume"
                 ) from error
+            if said is not None:
+                raise RunError(f"{path.parent} cannot be written ({said.strerror})") from error
             raise
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..rundir import NEURONS, write_manifest, writing
+from ..rundir import NEURONS, column_types, save_frame, write_manifest, writing
+from .run_files import TABLES, write_tables
 
 if TYPE_CHECKING:
-    import polars
-
     from .sweep_result import SweepResult
 
-ITEMS, ANSWERS, TABLES = "items.parquet", "answers.parquet", "tables"
+ITEMS, ANSWERS = "items.parquet", "answers.parquet"
 
 
 def write_run(result: SweepResult, path: Path, *, overwrite: bool = False) -> None:
@@ -33,20 +31,11 @@ def write_run(result: SweepResult, path: Path, *, overwrite: bool = False) -> No
         columns: dict[str, Any] = {}
         for name, table in tables.items():
             if table is not None:
-                _write(table, scratch / name)
-                columns[name] = dict(zip(table.columns, map(str, table.dtypes), strict=True))
-        (scratch / TABLES).mkdir()
-        for name, table in result.tables().items():
-            (scratch / TABLES / f"{name}.csv").write_text(table.write_csv())
+                save_frame(scratch / name, table)
+                columns[name] = column_types(table)
+        write_tables(scratch, result.tables())
         _report(result, scratch)
         write_manifest(scratch, {**result.manifest, "columns": columns})
-
-
-def _write(table: polars.DataFrame, path: Path) -> None:
-    # Through memory: a full disk is then one plain OSError, whatever the library would say.
-    file = io.BytesIO()
-    table.write_parquet(file)
-    path.write_bytes(file.getvalue())
 
 
 def _report(result: SweepResult, scratch: Path) -> None:
@@ -73,18 +62,23 @@ def read_sweep(path: str | Path) -> SweepResult:
         raise RunError(f"{path} is a run of {run.manifest.get('command')!r}, not of sweep")
     try:
         items = polars.read_parquet(run.path / ITEMS, glob=False)
+        items = items.drop("criterion", "control", "seed", "fraction")
         answers = polars.read_parquet(run.path / ANSWERS, glob=False)
         points = polars.read_csv(run.path / TABLES / "points.csv", glob=False)
+        points = points.cast(
+            {"point": polars.Int32, "control": polars.String, "seed": polars.Int64}
+        )
         scores = polars.read_csv(run.path / TABLES / "scores.csv", glob=False)
-    except (OSError, polars.exceptions.PolarsError) as error:
+        scores = scores.select("point", "task", "metric", "value", "stderr", "n").cast(
+            {"point": polars.Int32, "n": polars.Int32, "stderr": polars.Float64}
+        )
+    except (OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
         reason = (str(error).splitlines() or ["damaged"])[0][:160]
         raise DataError(f"{path}: its tables cannot be read ({reason}); run it again") from error
     return SweepResult(
-        points=points.cast({"point": polars.Int32, "control": polars.String, "seed": polars.Int64}),
-        items=items.drop("criterion", "control", "seed", "fraction"),
-        scores=scores.select("point", "task", "metric", "value", "stderr", "n").cast(
-            {"point": polars.Int32, "n": polars.Int32, "stderr": polars.Float64}
-        ),
+        points=points,
+        items=items,
+        scores=scores,
         neurons=run.neurons(),
         manifest=run.manifest,
         path=run.path,

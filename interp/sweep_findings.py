@@ -235,10 +235,10 @@ class SweepAnalysis:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is no number is null."""
-        from .result import _finite
+        from .json_values import finite
 
         return {
             "perplexity": None if self.perplexity is None else ":".join(self.perplexity),
             "paper_model": self.paper_model,
-            **{name: _finite(frame.to_dicts()) for name, frame in self.tables().items()},
+            **{name: finite(frame.to_dicts()) for name, frame in self.tables().items()},
         }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..datasets.sources import BUILTIN, HUB
 from ..errors import UsageError
 from ..prune.compensation import METHODS
 from ..prune.models import DTYPES
-from .sweep_points import numbers, orders
+from .option_checks import at_least, only_known
+from .sweep_points import DIGITS, numbers, orders
 
 DEFAULT_FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DEFAULT_TASKS = ("truthfulqa_mc1", "truthfulqa_mc2", "mmlu", "lambada_openai", "wikitext")
@@ -91,18 +92,15 @@ class SweepOptions:
                     f"{name.replace('_', '-')} {getattr(self, name)!r}; allowed are "
                     f"{', '.join(allowed)}"
                 )
-        for name, least in (
-            ("seed", 0),
-            ("limit", 1),
-            ("num_fewshot", 0),
-            ("max_tokens", 1),
-            ("batch_size", 1),
-            ("max_gen_toks", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} {value}: at least {least} is needed")
+        at_least(
+            self,
+            seed=0,
+            limit=1,
+            num_fewshot=0,
+            max_tokens=1,
+            batch_size=1,
+            max_gen_toks=1,
+        )
         for name, value in self.limits.items():
             if name not in self.tasks:
                 raise UsageError(f"--limit {name}={value}: {name} is none of the tasks")
@@ -117,10 +115,7 @@ class SweepOptions:
 def make_sweep_options(**options: Any) -> SweepOptions:
     """`SweepOptions`, with an unknown name told apart from a bad value; lists become tuples, and
     text such as `0,0.1,...,0.6` numbers."""
-    allowed = [entry.name for entry in fields(SweepOptions)]
-    for name, value in options.items():
-        if name not in allowed:
-            raise UsageError(f"unknown option {name!r}; allowed are {', '.join(allowed)}")
+    for name, value in only_known(SweepOptions, options).items():
         if name in ("fractions", "ratios") and isinstance(value, str):
             options[name] = numbers(value, name)
         elif name in ("criteria", "controls", "tasks") and isinstance(value, str):
@@ -144,8 +139,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         UsageError: something is no number.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--keep-layers {text!r}: give layers by number, as in 0,1")
+    if not all(part.isdecimal() and len(part) < DIGITS for part in parts):
+        raise UsageError(f"--keep-layers {text[:80]!r}: give layers by number, as in 0,1")
     return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -158,8 +153,9 @@ def parse_limits(given: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"limit": None, "limits": {}}
     for part in (p for text in given for p in text.split(",")):
         name, equals, count = part.rpartition("=")
-        if not count.strip().isdecimal() or (equals and not name.strip()):
-            raise UsageError(f"--limit {part!r}: give a number, or TASK=NUMBER")
+        count = count.strip()
+        if not count.isdecimal() or len(count) >= DIGITS or (equals and not name.strip()):
+            raise UsageError(f"--limit {part[:80]!r}: give a number, or TASK=NUMBER")
         if equals:
             found["limits"][name.strip()] = int(count)
         else:

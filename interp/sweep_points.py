@@ -24,6 +24,10 @@ CONTROLS = ("random", "reversed")
 """Kinds of control: orders without meaning, and each criterion's opposite."""
 DRAWS = 5
 """Random orders where `--controls random` does not say how many."""
+MOST = 10_000
+"""Of random orders, and of numbers that dots stand for."""
+DIGITS = 10
+"""Characters at which a count is no count any more."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,17 @@ def orders(criteria: Sequence[str], controls: Sequence[str], seed: int = 0) -> l
         found.append(Order(criterion.name))
     for name in controls:
         kind, colon, count = name.strip().partition(":")
-        if kind == "random" and (count.isdecimal() and int(count) > 0 if colon else True):
-            draws = int(count) if colon else DRAWS
+        draws = DRAWS
+        if colon:
+            draws = int(count) if count.isdecimal() and len(count) < DIGITS else 0
+        if kind == "random" and 0 < draws <= MOST:
             found += [Order(f"random:{seed + k}", kind, seed + k) for k in range(draws)]
         elif kind == "reversed" and not colon:
             found += [Order(parse_criterion(f"reversed:{other}").name, kind) for other in criteria]
         else:
             raise UsageError(
-                f"control {name!r}; allowed are random:N (N random cuts of each size) and reversed"
+                f"control {name[:80]!r}; allowed are random:N (N random cuts of each size, at most "
+                f"{MOST:,}) and reversed"
             )
     if not found:
         raise UsageError("nothing to cut by: give --criteria or --controls")
@@ -210,9 +217,13 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
                 )
             last = _number(parts[place + 1], what)
             step = found[-1] - found[-2]
-            count = round((last - found[-1]) / step) if step else 0
+            steps = (last - found[-1]) / step if step else 0.0
+            count = round(steps) if steps <= MOST else 0
             if count < 1 or abs(found[-1] + count * step - last) > 1e-9:
-                raise UsageError(f"{what} {text!r}: steps of {step:g} do not lead to {last:g}")
+                raise UsageError(
+                    f"{what} {text[:80]!r}: steps of {step:g} do not lead to {last:g}, or in more "
+                    f"than {MOST:,}"
+                )
             # Rounded, since 0.1 + 2 * 0.1 is not the 0.3 that was meant.
             found += [round(found[-1] + k * step, 9) for k in range(1, count)]
             place += 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..rundir import FIGURES, REPORT
-from .content import Block, Picture, Report, Section, grid, html, markdown
+from ..rundir import FIGURES
+from .content import Block, Picture, Report, Section, grid
 from .figures import save_figures
-from .report import PAGE, TABLES, _table
-from .sweep_analysis import SweepAnalysis, analyse
-from .sweep_findings import Score
+from .run_files import kept_table, write_pages, write_tables
+from .sweep_analysis import SweepAnalysis
+from .sweep_findings import Paired, Score
 from .sweep_measures import IFEVAL, Key, in_family, measures
 from .sweep_points import INTACT
 from .sweep_rows import (
@@ -59,7 +59,7 @@ def terminal(result: SweepResult, analysis: SweepAnalysis | None = None) -> Rend
     from rich.console import Group
     from rich.text import Text
 
-    found = analysis or analyse(result)
+    found = analysis or result.analysis
     parts: list[RenderableType] = [
         grid("Scores", curve_rows(found, shown(result), full=False), 2, grouped=True),
         Text(LEGEND, style="dim"),
@@ -106,8 +106,18 @@ def _beyond_random(analysis: SweepAnalysis) -> list[str]:
         said.append(
             f"{name}: of {len(rows)} comparisons with random cuts of the same size "
             f"{better} better, {len(out) - better} worse, {len(rows) - len(out)} not told apart"
+            + _by_items_alone(rows, len(out))
         )
     return said
+
+
+def _by_items_alone(rows: Sequence[Paired], out: int) -> str:
+    """What the test over items says and the few random draws do not bear out."""
+    differ = sum(row.q < ALPHA for row in rows)
+    if differ == out:
+        return ""
+    draws = max(row.draws for row in rows)
+    return f"; over items alone {differ} differ from these {draws} random cuts"
 
 
 def _correlated(analysis: SweepAnalysis) -> list[str]:
@@ -215,7 +225,7 @@ def _curves(analysis: SweepAnalysis, keys: Sequence[Key]) -> Section:
         "Scores by cut",
         [
             Picture("curves", "Scores by fraction of neurons cut; grey: random cuts"),
-            _table(curve_rows(analysis, keys), "curves", 2),
+            kept_table(curve_rows(analysis, keys), "curves", 2),
             "95 % intervals over items are in `tables/curves.csv`. *: not like random cuts of that "
             "size. Random cuts take the same number of neurons from every MLP.",
         ],
@@ -230,7 +240,7 @@ def _paired(analysis: SweepAnalysis) -> Section:
     ):
         header, rows = paired_rows(analysis, against)
         if rows:
-            blocks += [f"{words}:", _table((header, rows), "tests", 3)]
+            blocks += [f"{words}:", kept_table((header, rows), "tests", 3)]
     blocks.append(
         "The same items on both sides. Right or wrong against one rival: McNemar's exact test; all "
         "else: signs of the items' differences flipped at random. Differences of perplexities are "
@@ -249,7 +259,7 @@ def _correlation(analysis: SweepAnalysis) -> Section:
     return Section(
         "MMLU against MC2",
         [
-            _table(correlation_rows(analysis), "correlations"),
+            kept_table(correlation_rows(analysis), "correlations"),
             f"{x} against {y} over the cuts of one criterion, the intact model among them. r and "
             "its p: Pearson's, as the paper computes it; the p takes points for independent, which "
             "steps of one series are not. [95 %]: items of both tasks resampled. One left out: "
@@ -267,7 +277,7 @@ def _matched(analysis: SweepAnalysis) -> Section:
     return Section(
         "At equal perplexity",
         [
-            _table(matched_rows(analysis), "matched", 3),
+            kept_table(matched_rows(analysis), "matched", 3),
             f"Random cuts whose {' '.join(analysis.perplexity)} is that of the criterion's cut: "
             "their scores are interpolated along log perplexity, order by order, and averaged; "
             "*random cut* is the size that they would have. Intervals resample the items of the "
@@ -280,7 +290,7 @@ def _matched(analysis: SweepAnalysis) -> Section:
 
 def _ifeval(analysis: SweepAnalysis) -> Section:
     blocks: list[Block] = [
-        _table(ifeval_rows(analysis), "curves", 1),
+        kept_table(ifeval_rows(analysis), "curves", 1),
         Picture("ifeval", "IFEval's four metrics, answer length, and answers the model ended"),
         "Without content: what a fixed answer gets that says nothing. An answer that never ends is "
         "cut off at the most tokens allowed; length and ending tell whether a score comes from "
@@ -289,7 +299,7 @@ def _ifeval(analysis: SweepAnalysis) -> Section:
     if analysis.instructions and criteria(analysis):
         blocks += [
             Picture("instructions", "Share of instructions followed, less the intact model's"),
-            _table(instruction_rows(analysis), "instructions", 1),
+            kept_table(instruction_rows(analysis), "instructions", 1),
         ]
     return Section("IFEval", blocks)
 
@@ -299,7 +309,7 @@ def _paper(analysis: SweepAnalysis) -> Section:
         f"Beside the paper's {analysis.paper_model}",
         [
             Picture("paper", "The paper's scores and ours"),
-            _table(paper_rows(analysis), "paper", 1),
+            kept_table(paper_rows(analysis), "paper", 1),
             f"The paper's numbers are those that its author publishes (arXiv 2512.22671). Ours are "
             f"of {PAPERS_CRITERION}, which is what the paper's code computes. The paper has no "
             "random cuts.",
@@ -352,13 +362,8 @@ def write_report(
     """
     from .figures_sweep import draw_sweep
 
-    found = analysis or analyse(result)
-    tables = folder / TABLES
-    tables.mkdir(exist_ok=True)
-    for name, frame in found.tables().items():
-        (tables / f"{name}.csv").write_text(frame.write_csv())
+    found = analysis or result.analysis
+    write_tables(folder, found.tables())
     save_figures(draw_sweep(found, shown(result)), folder / FIGURES)
-    whole: Any = report(result, found)
-    (folder / REPORT).write_text(markdown(whole, folder / FIGURES), encoding="utf-8")
-    (folder / PAGE).write_text(html(whole, folder / FIGURES), encoding="utf-8")
+    write_pages(folder, report(result, found))
     return found

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .shown import short, sweep_html
+
 if TYPE_CHECKING:
     import polars
+
+    from .sweep_findings import SweepAnalysis
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,24 @@ class SweepResult:
     path: Path | None = None
     answers: polars.DataFrame | None = None
 
+    def __repr__(self) -> str:
+        return short(
+            "SweepResult",
+            points=self.points.height,
+            criteria=self.points["criterion"].unique(maintain_order=True).to_list(),
+            path=self.path,
+        )
+
+    def _repr_html_(self) -> str:
+        return sweep_html(self)
+
+    @cached_property
+    def analysis(self) -> SweepAnalysis:
+        """Curves, paired tests, correlations: made once, from the tables alone."""
+        from .sweep_analysis import analyse
+
+        return analyse(self)
+
     def tables(self) -> dict[str, polars.DataFrame]:
         """The smaller tables, by name."""
         points = self.points.select("point", "criterion", "control", "seed", "fraction", "ratio")
@@ -47,12 +70,12 @@ class SweepResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`; what is no number is null."""
-        from .result import _finite
+        from .json_values import finite
 
         return {
             "schema_version": 1,
-            "points": _finite(self.points.to_dicts()),
-            "scores": _finite(self.scores.to_dicts()),
+            "points": finite(self.points.to_dicts()),
+            "scores": finite(self.scores.to_dicts()),
             "warnings": list(self.manifest.get("warnings", ())),
             "path": str(self.path) if self.path else None,
         }

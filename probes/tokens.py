@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.pairs import Text
-from ..errors import DataError, UsageError
+from ..errors import DataError, ModelError, UsageError, is_out_of_memory, visible
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ class Encoder:
         return encoded, refused
 
     def _prompt(self, user: str) -> str:
-        return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-        )
+        return from_template(self._tokenizer, [{"role": "user", "content": user}])
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         ids = self._tokenizer(text, **self._plain)["input_ids"]
@@ -179,6 +177,28 @@ class Encoder:
                 f"{_head(text)}; leave it out or take another model"
             )
         return Encoded(ids, start)
+
+
+def from_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """A conversation as the model's chat template writes it, ready for an answer.
+
+    A template is the model's own and runs in Transformers' sandbox, which knows no attribute that
+    leads out of it; what the sandbox refuses is the template's fault. It has no limit of time.
+
+    Raises:
+        ModelError: the template cannot be run.
+    """
+    options = {"add_generation_prompt": True} | options
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # jinja's own kinds, and whatever the template divides by
+        if is_out_of_memory(error):
+            raise
+        said = visible((str(error).strip().splitlines() or [""])[0])[:160]
+        raise ModelError(
+            f"the model's chat template cannot be run ({type(error).__name__}: {said}); leave the "
+            "template out, or mend chat_template in the model's folder"
+        ) from error
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..progress import Progress, silent
 from ..prune.families import FAMILIES, Family
 from ..prune.mlps import Mlp, find_mlps
+from ..rundir import save_frame
 from ..tables import LISTED, LISTS, TOKENS, VOCABULARY, save_tables
 
 LENGTH = 8
@@ -245,6 +246,6 @@ def save_vocabulary(folder: Path, lists: Mapping[str, np.ndarray], tokenizer: An
     ids = np.unique(np.concatenate([table["token"].reshape(-1) for table in lists.values()]))
     ids = ids[ids >= 0].tolist()
     texts = [tokenizer.decode([token]).encode(errors="replace").decode() for token in ids]
-    polars.DataFrame(
-        {"id": ids, "text": texts}, schema={"id": polars.Int32, "text": polars.String}
-    ).write_parquet(folder / VOCABULARY / TOKENS)
+    schema = {"id": polars.Int32, "text": polars.String}
+    table = polars.DataFrame({"id": ids, "text": texts}, schema=schema)
+    save_frame(folder / VOCABULARY / TOKENS, table)

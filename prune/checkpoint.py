@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import ModelError, ResourceError
+from ..errors import ModelError, ResourceError, visible
 from ..progress import Progress, silent
 from .layout import MlpLayout, locate
 from .models import ModelSource, find_model, load_gguf, pickled_weights, read_config
@@ -25,7 +26,7 @@ from .surgery import RECORD, true_widths
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".inv_freq")
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".inv_freq")
 """Causal masks and rotary frequencies, which are no weights."""
 
 
@@ -66,7 +67,7 @@ class Checkpoint:
     def parameters(self) -> int:
         """Numbers stored, padding included; buffers that some old checkpoints hold are left out."""
         return sum(
-            prod(entry.shape) for name, entry in self.entries.items() if not name.endswith(_BUFFERS)
+            prod(entry.shape) for name, entry in self.entries.items() if not name.endswith(BUFFERS)
         )
 
     def score(self, names: Sequence[str], **options: Any) -> dict[str, list[np.ndarray]]:
@@ -129,7 +130,7 @@ def _checkpoint(source: ModelSource, folder: Path) -> Checkpoint:
         raise ModelError(
             f"{folder} has no config.json; give a folder saved by Transformers"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read ({error})") from error
     quantised = raw.get("quantization_config")
     if quantised:
@@ -156,14 +157,18 @@ def _shard_files(folder: Path) -> list[Path]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         wanted = sorted({str(name) for name in names.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise ModelError(f"{index} cannot be read ({error}); fetch the checkpoint again") from error
     for name in wanted:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} names {name!r}, which is no .safetensors file beside it")
-        if not (folder / name).is_file():
             raise ModelError(
-                f"{index.name} names {name}, which is missing from {folder}; fetch the checkpoint "
-                "again"
+                f"{index} names {name[:80]!r}, which is no .safetensors file beside it"
+            )
+        if not os.path.isfile(folder / name):  # false, too, of what no file can be called
+            raise ModelError(
+                f"{index.name} names {visible(name[:80])}, which is missing from {folder}; fetch "
+                "the checkpoint again"
             )
     return [folder / name for name in wanted]

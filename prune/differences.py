@@ -19,9 +19,9 @@ from torch import Tensor
 from ..errors import ModelError
 from ..progress import Progress, silent
 from .checkpoint import Checkpoint, Reader
-from .edits import _take
+from .edits import take_rows
 from .families import FAMILIES, Family
-from .layout import _NOT_TEXT, MlpLayout
+from .layout import NOT_TEXT, MlpLayout
 from .mlps import oriented
 from .pairing import Pairing, is_vocabulary, pair
 from .shards import mapped
@@ -365,7 +365,7 @@ class _Work:
             slot = layout.slots[role]
             part = oriented(read(slot.tensor), slot, layout)
             if kept is not None and side == self.parent:
-                part = _take(part, int(role == "down"), kept)
+                part = take_rows(part, int(role == "down"), kept)
             found.append(part)
         return found[0], found[1]
 
@@ -423,7 +423,7 @@ class _Work:
         """Group and layer; what is not of the text model, or beyond its layers, is `other`."""
         match = _LAYER.match(name)
         layer = int(match[1]) if match else None
-        if _NOT_TEXT.search(name) or (layer is not None and layer >= self.layers):
+        if NOT_TEXT.search(name) or (layer is not None and layer >= self.layers):
             return "other", None
         for group, pattern in _GROUPS:
             if re.search(pattern, name):

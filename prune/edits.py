@@ -40,17 +40,17 @@ class Edit:
     def apply(self, tensor: Tensor) -> Tensor:
         """The rebuilt tensor, of the same dtype on the same device; the old one is not touched."""
         if not self.stacked:
-            return _take(tensor, self.axis, self.indices[0])
+            return take_rows(tensor, self.axis, self.indices[0])
         new = tensor.new_empty(self.shape(tensor.shape))
         for place, index in enumerate(self.indices):
-            new[place] = _take(tensor[place], self.axis, index)
+            new[place] = take_rows(tensor[place], self.axis, index)
         return new
 
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _take(tensor: Tensor, axis: int, index: np.ndarray) -> Tensor:
+def take_rows(tensor: Tensor, axis: int, index: np.ndarray) -> Tensor:
     place = np.maximum(index, 0)
     if tensor.device.type == "cpu" and tensor.is_contiguous():
         # numpy moves columns of two-byte words twice as fast as index_select, rows four times.

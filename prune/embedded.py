@@ -121,7 +121,7 @@ def _is_whole(folder: Path, model: EmbeddedModel) -> bool:
         return record["gguf_sha256"] == model.gguf_sha256 and all(
             sha256_of(folder / name) == digest for name, digest in record["files"].items()
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
 
 

@@ -28,7 +28,6 @@ from .criteria import ACTIVATION_CRITERIA, WEIGHT_CRITERIA
 from .recording import Activity, Recording
 from .weights import MatrixWeights, MlpWeights
 
-PLAIN = (*WEIGHT_CRITERIA, *ACTIVATION_CRITERIA)
 COMPOSED = (
     "random:SEED",
     "reversed:X",
@@ -38,7 +37,6 @@ COMPOSED = (
     "folded(X)",
     "mean(X,Y)",
 )
-ALLOWED = f"{', '.join(PLAIN)}, {', '.join(COMPOSED)}"
 GAUGE = float(np.log(2))
 """Standard deviation of log c of `gauged`."""
 LONGEST = 200
@@ -81,7 +79,7 @@ def parse_criterion(text: str) -> Criterion:
     text = text.strip()
     if len(text) > LONGEST:
         raise UsageError(f"criterion {text[:40]!r}...: at most {LONGEST} characters")
-    if text in PLAIN:
+    if text in WEIGHT_CRITERIA or text in ACTIVATION_CRITERIA:
         return Criterion(text, "plain")
     call = _CALL.fullmatch(text)
     if call is not None:
@@ -106,9 +104,13 @@ def parse_criterion(text: str) -> Criterion:
             number = _seed(text, seed, f"{kind}:ppm:0")
             return Criterion(f"{kind}:{part.name}:{number}", kind, (part,), number)
         raise UsageError(f"criterion {text!r}: name a criterion and a seed, as in {kind}:ppm:0")
-    raise UsageError(
-        f"unknown criterion {text!r}{nearest(text, [*PLAIN, 'random:0'])}; allowed are {ALLOWED}"
-    )
+    hint = nearest(text, [*WEIGHT_CRITERIA, *ACTIVATION_CRITERIA, "random:0"])
+    raise UsageError(f"unknown criterion {text!r}{hint}; allowed are {allowed()}")
+
+
+def allowed() -> str:
+    """What a criterion may be called, in words; of this moment, since criteria can be added."""
+    return ", ".join((*WEIGHT_CRITERIA, *ACTIVATION_CRITERIA, *COMPOSED))
 
 
 def _seed(text: str, given: str, example: str) -> int:
@@ -137,7 +139,7 @@ def parse_criteria(text: str) -> tuple[str, ...]:
     """
     names = tuple(dict.fromkeys(parse_criterion(part).name for part in split(text)))
     if not names:
-        raise UsageError(f"no criterion given; allowed are {ALLOWED}")
+        raise UsageError(f"no criterion given; allowed are {allowed()}")
     columns: dict[str, str] = {}
     for name in names:
         if columns.setdefault(column(name), name) != name:

@@ -44,9 +44,9 @@ def _widened(typing_context: Any, value: Any) -> Any:
     return value(value), same
 
 
-_widen: Any = intrinsic(_widened)
+widen: Any = intrinsic(_widened)
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "parallel": True,
     "cache": True,
     "nogil": True,
@@ -68,12 +68,12 @@ def _most(new: Any, old: Any) -> Any:
     return new if new > old else old
 
 
-_INNER: dict[str, Any] = {"inline": "always", "nogil": True, "fastmath": _OPTIONS["fastmath"]}
+INNER: dict[str, Any] = {"inline": "always", "nogil": True, "fastmath": OPTIONS["fastmath"]}
 """Of what one thread does within a kernel. Inlined, since only there does the compiler see that the
 partial sums lie apart from each other, without which it computes them one by one."""
 
 
-@numba.njit(**_INNER)
+@numba.njit(**INNER)
 def sum_row(
     matrix: Any, row: Any, low: Any, high: Any, total: Any, absolute: Any, squares: Any, out: Any
 ) -> None:
@@ -86,10 +86,10 @@ def sum_row(
     # Four values a lane and step, so that the accumulators are loaded a quarter as often.
     while at + 4 * LANES <= n:
         for lane in range(LANES):
-            a = _widen(matrix[row, at + lane])
-            b = _widen(matrix[row, at + LANES + lane])
-            c = _widen(matrix[row, at + 2 * LANES + lane])
-            d = _widen(matrix[row, at + 3 * LANES + lane])
+            a = widen(matrix[row, at + lane])
+            b = widen(matrix[row, at + LANES + lane])
+            c = widen(matrix[row, at + 2 * LANES + lane])
+            d = widen(matrix[row, at + 3 * LANES + lane])
             low[lane] = _least(_least(_least(a, b), _least(c, d)), low[lane])
             high[lane] = _most(_most(_most(a, b), _most(c, d)), high[lane])
             total[lane] += (a + b) + (c + d)
@@ -98,7 +98,7 @@ def sum_row(
         at += 4 * LANES
     while at < n:
         for lane in range(min(LANES, n - at)):
-            a = _widen(matrix[row, at + lane])
+            a = widen(matrix[row, at + lane])
             low[lane] = _least(a, low[lane])
             high[lane] = _most(a, high[lane])
             total[lane] += a
@@ -116,7 +116,7 @@ def sum_row(
     out[2, row], out[3, row], out[4, row] = sum_, sum_absolute, sum_squares
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
     """The five, of every row of [neurons, n], into float64 `out` [5, neurons]."""
     neurons = matrix.shape[0]
@@ -128,7 +128,7 @@ def row_sums(matrix: np.ndarray, out: np.ndarray) -> None:
             sum_row(matrix, row, low, high, total, absolute, squares, out)
 
 
-@numba.njit(**_INNER)
+@numba.njit(**INNER)
 def sum_columns(
     matrix: Any,
     begin: Any,
@@ -157,8 +157,8 @@ def sum_columns(
         row_a, row_b = matrix[row, first:last], matrix[row + 1, first:last]
         row_c, row_d = matrix[row + 2, first:last], matrix[row + 3, first:last]
         for j in range(size):
-            a, b = _widen(row_a[j]), _widen(row_b[j])
-            c, d = _widen(row_c[j]), _widen(row_d[j])
+            a, b = widen(row_a[j]), widen(row_b[j])
+            c, d = widen(row_c[j]), widen(row_d[j])
             low[j] = _least(_least(_least(a, b), _least(c, d)), low[j])
             high[j] = _most(_most(_most(a, b), _most(c, d)), high[j])
             total[j] += (a + b) + (c + d)
@@ -168,7 +168,7 @@ def sum_columns(
     while row < end:
         row_a = matrix[row, first:last]
         for j in range(size):
-            a = _widen(row_a[j])
+            a = widen(row_a[j])
             low[j] = _least(a, low[j])
             high[j] = _most(a, high[j])
             total[j] += a
@@ -183,7 +183,7 @@ def sum_columns(
         out[4, first + j] += squares[j]
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def column_sums(matrix: np.ndarray, out: np.ndarray) -> None:
     """The five, of every column of [n, neurons], into float64 `out` [5, neurons]."""
     n, neurons = matrix.shape
@@ -224,7 +224,7 @@ def row_bins(matrix: np.ndarray, steps: np.float32, out: np.ndarray) -> None:
             for begin in range(0, n, 4 * LANES):
                 size = min(4 * LANES, n - begin)
                 for lane in range(size):
-                    slots[lane] = _slot(_widen(matrix[row, begin + lane]), steps, bins)
+                    slots[lane] = _slot(widen(matrix[row, begin + lane]), steps, bins)
                 for lane in range(size):
                     tallies[lane & 3, slots[lane]] += 1
             for b in range(bins):
@@ -244,7 +244,7 @@ def column_bins(matrix: np.ndarray, steps: np.float32, out: np.ndarray) -> None:
         tallies = np.zeros((LANES, bins + 1), np.int32)
         for row in range(n):
             for j in range(size):
-                slots[j] = _slot(_widen(matrix[row, first + j]), steps, bins)
+                slots[j] = _slot(widen(matrix[row, first + j]), steps, bins)
             for j in range(size):
                 tallies[j, slots[j]] += 1
         for j in range(size):

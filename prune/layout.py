@@ -35,7 +35,7 @@ _NAME = re.compile(
     r"(?:(?P<experts>experts\.)(?:(?P<expert>\d+)\.)?|(?P<shared>shared_experts?\.))?"
     rf"(?P<matrix>{'|'.join(_ROLES)})(?:\.(?P<what>weight|bias))?"
 )
-_NOT_TEXT = re.compile(r"vision|visual|audio|image")
+NOT_TEXT = re.compile(r"vision|visual|audio|image")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def locate(
     for name in shapes:
         match = _NAME.fullmatch(name)
         # Layers beyond the last (multi-token prediction) are not part of the language model.
-        if match is None or _NOT_TEXT.search(name) or int(match["layer"]) >= layers:
+        if match is None or NOT_TEXT.search(name) or int(match["layer"]) >= layers:
             continue
         if match["experts"] and match["what"] is None and match["expert"] is None:
             places = range(shapes[name][0])  # a stacked tensor
@@ -143,12 +143,13 @@ def locate(
             (mlp.biases if match["what"] == "bias" else mlp.matrices)[role] = name
     made = list(_layouts(found, shapes, config, kind, family))
     there = {mlp.layer for mlp in made}
-    if there and family is not None and there != set(range(layers)):
+    if there and family is not None and len(there) < layers:
+        first = next(layer for layer in range(layers) if layer not in there)
         raise ModelError(
-            f"layer {min(set(range(layers)) - there)} has no MLP in the weights "
+            f"layer {first} has no MLP in the weights "
             f"({len(there)} of {layers} layers have); the checkpoint is incomplete, fetch it again"
         )
-    if not made or there != set(range(layers)) or len(stems) != 1:
+    if not made or len(there) < layers or len(stems) != 1:
         raise ModelError(
             f"model family {kind!r}: {len({mlp.layer for mlp in made})} of {layers} layers have an "
             f"MLP that glulens can read; supported are {SUPPORTED} and others with separate "

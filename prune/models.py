@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ from ..errors import (
 )
 from ..progress import Progress, silent
 from .embedded import EMBEDDED, embedded_folder, ensure_embedded, sha256_of
+from .gguf_header import MOST_LAYERS, check_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of layers."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
 
 
@@ -65,7 +69,12 @@ class OpenedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    source: ModelSource = field(repr=False)
+    source: ModelSource
+
+    def __repr__(self) -> str:
+        kind = self.model.config.get_text_config().model_type
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"OpenedModel({self.name!r}, {kind}, {dtype}, on {self.device})"
 
     @property
     def name(self) -> str:
@@ -210,7 +219,10 @@ def read_config(source: ModelSource, folder: Path | None = None) -> Any:
     if folder is None:
         folder = source.path
         if source.kind == "gguf":
+            check_gguf(source.path)
             folder, gguf = source.path.parent, {"gguf_file": source.path.name}
+    if not gguf:
+        _check_depth(folder)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, **gguf
@@ -229,6 +241,7 @@ def _load_folder(
         raise ModelError(f"{folder} has no config.json; give a folder saved by Transformers")
     if not any(folder.glob("*.safetensors")):
         raise pickled_weights(folder) or ModelError(f"{folder} holds no .safetensors weights")
+    _check_depth(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -259,6 +272,24 @@ def _load_folder(
     return trim(model), tokenizer
 
 
+def _check_depth(folder: Path) -> None:
+    """Raise `ModelError` where a config announces layers that no memory would hold; they would be
+    built one by one before the weights are looked at. What else is wrong with it, others tell."""
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    parts = (raw, raw.get("text_config")) if isinstance(raw, dict) else ()
+    for part in parts:
+        for name in _DEPTHS:
+            layers = part.get(name) if isinstance(part, dict) else None
+            if isinstance(layers, int | float) and layers > MOST_LAYERS:
+                raise ModelError(
+                    f"{folder / 'config.json'} announces {layers} layers, at most {MOST_LAYERS} "
+                    "are read; fetch the checkpoint again"
+                )
+
+
 def pickled_weights(folder: Path) -> ModelError | None:
     """The error to raise where a folder's weights are pickled; None where they are not."""
     pickles = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)]
@@ -277,9 +308,7 @@ def load_gguf(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file (wrong magic number)")
+    check_gguf(path)
     _quiet()
     folder, name = str(path.parent), path.name
     try:

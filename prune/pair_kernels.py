@@ -16,10 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from .kernels import _INNER, _OPTIONS, COLUMNS, LANES, ROWS, _widen, sum_columns, sum_row
+from .kernels import COLUMNS, INNER, LANES, OPTIONS, ROWS, sum_columns, sum_row, widen
 
 
-@numba.njit(**_INNER)
+@numba.njit(**INNER)
 def _compare_row(before: Any, after: Any, row: Any, squares: Any, dot: Any, out: Any) -> None:
     n = before.shape[1]
     for lane in range(LANES):
@@ -28,15 +28,15 @@ def _compare_row(before: Any, after: Any, row: Any, squares: Any, dot: Any, out:
     # Two values a lane and step: half the loads and stores of the partial sums.
     while at + 2 * LANES <= n:
         for lane in range(LANES):
-            a, b = _widen(before[row, at + lane]), _widen(after[row, at + lane])
-            c = _widen(before[row, at + LANES + lane])
-            d = _widen(after[row, at + LANES + lane])
+            a, b = widen(before[row, at + lane]), widen(after[row, at + lane])
+            c = widen(before[row, at + LANES + lane])
+            d = widen(after[row, at + LANES + lane])
             squares[lane] += (a - b) * (a - b) + (c - d) * (c - d)
             dot[lane] += a * b + c * d
         at += 2 * LANES
     while at < n:
         for lane in range(min(LANES, n - at)):
-            a, b = _widen(before[row, at + lane]), _widen(after[row, at + lane])
+            a, b = widen(before[row, at + lane]), widen(after[row, at + lane])
             squares[lane] += (a - b) * (a - b)
             dot[lane] += a * b
         at += LANES
@@ -47,7 +47,7 @@ def _compare_row(before: Any, after: Any, row: Any, squares: Any, dot: Any, out:
     out[0, row], out[1, row] = sum_squares, sum_dot
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def compare_rows(
     before: np.ndarray,
     after: np.ndarray,
@@ -68,7 +68,7 @@ def compare_rows(
             _compare_row(before, after, row, squares, total, between)
 
 
-@numba.njit(**_INNER)
+@numba.njit(**INNER)
 def _compare_columns(
     before: Any, after: Any, begin: Any, first: Any, last: Any, squares: Any, dot: Any, out: Any
 ) -> None:
@@ -84,14 +84,14 @@ def _compare_columns(
         row_a, row_c = before[row, first:last], before[row + 1, first:last]
         row_b, row_d = after[row, first:last], after[row + 1, first:last]
         for j in range(size):
-            a, b, c, d = _widen(row_a[j]), _widen(row_b[j]), _widen(row_c[j]), _widen(row_d[j])
+            a, b, c, d = widen(row_a[j]), widen(row_b[j]), widen(row_c[j]), widen(row_d[j])
             squares[j] += (a - b) * (a - b) + (c - d) * (c - d)
             dot[j] += a * b + c * d
         row += 2
     while row < end:
         row_a, row_b = before[row, first:last], after[row, first:last]
         for j in range(size):
-            a, b = _widen(row_a[j]), _widen(row_b[j])
+            a, b = widen(row_a[j]), widen(row_b[j])
             squares[j] += (a - b) * (a - b)
             dot[j] += a * b
         row += 1
@@ -100,7 +100,7 @@ def _compare_columns(
         out[1, first + j] += dot[j]
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def compare_columns(
     before: np.ndarray,
     after: np.ndarray,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DataError, ModelError
-from .checkpoint import _BUFFERS, Checkpoint
+from .checkpoint import BUFFERS, Checkpoint
 from .embedded import EMBEDDED
 from .layout import MlpLayout
 from .models import ModelSource
@@ -246,7 +246,7 @@ def _by_bare_name(checkpoint: Checkpoint) -> dict[str, str]:
     of_neurons = {s.tensor for layout in checkpoint.layouts for s in layout.slots.values()}
     names = []
     for name, entry in checkpoint.entries.items():
-        if name in of_neurons or name.endswith(_BUFFERS) or entry.dtype in _COUNTED:
+        if name in of_neurons or name.endswith(BUFFERS) or entry.dtype in _COUNTED:
             continue
         plain_dtype(entry)
         names.append(name)

@@ -105,7 +105,10 @@ class Recording:
                 tuple(int(count) for count in about["tokens"]),
                 int(about["texts"]),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError,
+            OverflowError, RecursionError,
+        ) as error:  # fmt: skip
             raise DataError(
                 f"{path} cannot be read as a recording ({error}); make it with "
                 "glulens.probes.recording.record(...).save(PATH)"

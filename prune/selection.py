@@ -16,6 +16,9 @@ from ..errors import DataError, UsageError
 
 _KIND = "glulens neuron set"
 _VERSION = 1
+_MOST = 2**28
+"""Neurons of a set that is read from a file: several times what the largest models have. Its
+complement is made of as many numbers, whatever the file's own size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +143,8 @@ class NeuronSet:
             for numbers in (found["widths"], *found["indices"]):
                 if not all(type(number) is int for number in numbers):
                     raise ValueError("widths and indices must be whole numbers")
+            if min(found["widths"], default=0) < 0 or sum(found["widths"]) > _MOST:
+                raise ValueError(f"widths must be at least 0, and {_MOST:,} together at most")
             return cls(tuple(found["widths"]), tuple(np.array(i, int) for i in found["indices"]))
         except (
             OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, UsageError,

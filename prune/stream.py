@@ -22,6 +22,7 @@ import numpy as np
 from ..atomic import appearing
 from ..errors import ResourceError, RunError, UsageError, is_out_of_memory, is_out_of_space
 from ..progress import Progress, silent
+from ..show_html import Grid, page
 from .budget import Budget, choose
 from .card import card
 from .checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
@@ -56,6 +57,24 @@ class Pruned:
     """Kept neurons with the score of a cut one; None where nothing was scored."""
     bytes: int
     """Of the weights written."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Pruned({sum(self.cut.widths):,} -> {sum(self.kept):,} neurons, "
+            f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters, "
+            f"path={str(self.path) if self.path else None!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("neurons", f"{sum(self.cut.widths):,}", f"{sum(self.kept):,}"),
+            ("parameters", *(f"{n:,}" for n in self.parameters)),
+        ]
+        facts = [f"{self.bytes / 1e6:,.1f} MB of weights"]
+        if self.ties is not None:
+            facts.append(f"{self.ties:,} kept neurons score like a cut one of their MLP")
+        facts.append(f"Checkpoint: {self.path}" if self.path else "Dry run: nothing was written")
+        return page("Pruned", Grid(("", "before", "after"), rows), *facts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -154,7 +173,7 @@ def prune_checkpoint(
         )
         if not dry_run:
             how = f"{criterion}, {budget.describe()}" if budget else "a given set of neurons"
-            _write(source, plan, result, target, how, argv, progress)
+            _write(source, plan, result, target, how, argv, overwrite, progress)
     return result
 
 
@@ -274,6 +293,7 @@ def _write(
     target: Path,
     how: str,
     argv: Sequence[str] | None,
+    overwrite: bool,
     progress: Progress,
 ) -> None:
     try:
@@ -285,7 +305,7 @@ def _write(
                 f"{free / 1e6:,.0f} MB are free at {parent}, the pruned weights take "
                 f"{plan.bytes / 1e6:,.0f} MB; free some or write somewhere else"
             )
-        with appearing(target) as scratch:
+        with appearing(target, replace=overwrite) as scratch:
             _copy_rest(source.folder, scratch)
             _write_weights(source, plan, scratch, progress)
             _write_config(source, plan, scratch)

@@ -104,7 +104,7 @@ def test_a_failure_midway_leaves_the_model_as_it_was(tiny, monkeypatch):
     model = tiny()
     intact = model(IDS).logits
     calls = 0
-    real = edits._take
+    real = edits.take_rows
 
     def fails_late(*args):
         nonlocal calls
@@ -113,7 +113,7 @@ def test_a_failure_midway_leaves_the_model_as_it_was(tiny, monkeypatch):
             raise MemoryError
         return real(*args)
 
-    monkeypatch.setattr(edits, "_take", fails_late)
+    monkeypatch.setattr(edits, "take_rows", fails_late)
     with pytest.raises(MemoryError):
         resize(model, some(model, 3, even=True))
     assert torch.equal(model(IDS).logits, intact)
