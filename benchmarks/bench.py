@@ -44,7 +44,7 @@ SECTIONS = {
     "scoring": ("peers_weights", "scoring", 4),
     "pruning": ("peers_weights", "pruning", 7),
     "recording": ("peers_recording", "rows", 9),
-    "choices": ("peers_choices", "rows", 9),
+    "choices": ("peers_choices", "rows", 12),
     "browser": ("peers_browser", "rows", 6),
     "growth": ("growth", "rows", 9),
     "absolute": ("peers_absolute", "rows", 8),

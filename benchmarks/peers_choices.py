@@ -28,7 +28,7 @@ def rows(quick: bool) -> list[Row]:
         multiple_choice.level()
     mc2 = load_truthfulqa(data, "mc2").records
     mmlu = load_mmlu(data, [SUBJECT]).records
-    few, many, rounds = (2, 2, 1) if quick else (10, 20, 3)
+    few, many, rounds = (2, 2, 1) if quick else (6, 16, 3)
     draws = [multiple_choice.sampled(mc2, few if k == 0 else many, k) for k in range(rounds + 1)]
     whole = mmlu[:2] if quick else mmlu
     shots = [mmlu[:few], *[whole] * (1 if quick else 2)]
