@@ -107,6 +107,7 @@ def runs(folder: Path, as_json: bool) -> None:
     rows = [
         {
             "path": str(run.path),
+            "command": _told(run.manifest, "command"),
             "started": _told(run.manifest, "started"),
             "model": _told(run.manifest, "model", "name"),
             "verdict": _told(run.manifest, "verdict", "outcome"),
@@ -116,7 +117,7 @@ def runs(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "runs": rows}, indent=1))
     for row in () if as_json else rows:
-        click.echo("\t".join(visible(str(value)) for value in row.values()))
+        click.echo("\t".join(visible(value or "-") for value in row.values()))
 
 
 def _told(manifest: dict[str, Any], *names: str) -> str | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import polars
 import pytest
+from commands import says
+
+from glulens.rundir import write_manifest, writing
 
 
 def glulens(
@@ -25,6 +28,13 @@ def glulens(
         timeout=300,
         check=False,
     )
+
+
+def test_runs_says_what_a_manifest_lacks_with_a_dash(capsys, tmp_path):
+    with writing(tmp_path / "scores") as scratch:
+        write_manifest(scratch, {"command": "score", "model": {"name": "mine"}})
+    out, _ = says(capsys, "runs", tmp_path)
+    assert out == f"{tmp_path / 'scores'}\tscore\t-\tmine\t-\n"
 
 
 def test_help_is_light():
