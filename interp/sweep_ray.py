@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 ATTEMPTS = 3
 """Workers that a unit may lose."""
+OPENING = "the model's opening"
 PATIENCE = 600.0
 """Seconds without any worker at work before the sweep gives up."""
 _TICK = 5.0
@@ -232,6 +233,7 @@ class _Crew:
                         continue
                     if unit is None:
                         self._check(found)
+                        self.losses.pop(OPENING, None)  # it can be opened: a long sweep goes on
                     else:
                         yield unit, unpack(found)
                     self._give(worker)
@@ -271,7 +273,7 @@ class _Crew:
     def _lose(self, worker: Any, unit: Unit | None) -> None:
         """Put a lost worker's unit first in line, and ask for another worker."""
         self.ray.kill(worker)
-        name = "the model's opening" if unit is None else unit.name
+        name = OPENING if unit is None else unit.name
         self.losses[name] += 1
         if self.losses[name] >= ATTEMPTS * (1 if unit else max(self.size, 1)):
             raise ResourceError(

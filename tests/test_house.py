@@ -156,7 +156,8 @@ def test_packages_are_all_listed():
     folders = {
         f"glulens.{f.parent.relative_to(REPOSITORY)}" for files in ROOMS.values() for f in files
     }
-    assert listed == {"glulens", "glulens.datasets.sample", *folders}
+    data = {f"glulens.{name}" for name in ("datasets.sample", "interp.paper", "interp.templates")}
+    assert listed == {"glulens", *data, *folders}
 
 
 def test_modules_are_small_enough_to_read_at_once():

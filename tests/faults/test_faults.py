@@ -31,6 +31,7 @@ def injected(said: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow  # a minute and a half; `test_found.py` has what was found, case by case
 def test_a_few_faults_of_every_kind_do_no_harm():
     code, said = run("--short")
     assert code == 0, said
