@@ -126,7 +126,8 @@ def steps(page: str, text: str) -> list[Step]:
         elif not language and heading in SHOWN:
             for step in found:
                 if step.written.startswith(SHOWN[heading]):
-                    step.shown += ["...", *block, "..."]
+                    # The page shows some of the rows, in their order.
+                    step.shown += [part for line in block for part in ("...", line)] + ["..."]
         elif not language and all(_is_command(line) for line in block if line.strip()):
             lines = "\n".join(block).replace("\\\n", " ").splitlines()
             found += [Step(page, re.sub(r"\s{2,}#.*|\s#\s.*", "", line)) for line in lines if line]
