@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import REPOSITORY
-
-
-def run(*words: str) -> tuple[int, str]:
-    """The suite in a fresh process, whose forks no other test's threads disturb; its stdout."""
-    paths = os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "faults.suite", *words],
-        env={**os.environ, "PYTHONPATH": paths},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout or done.stderr[-3000:]
+from faults.fresh import run
 
 
 def injected(said: str) -> int:
@@ -33,13 +17,13 @@ def injected(said: str) -> int:
 
 @pytest.mark.slow  # a minute and a half; `test_found.py` has what was found, case by case
 def test_a_few_faults_of_every_kind_do_no_harm():
-    code, said = run("--short")
+    code, said = run("faults.suite", "--short")
     assert code == 0, said
     assert injected(said) >= 50
 
 
 @pytest.mark.slow  # minutes: four hundred faults on seven commands
 def test_hundreds_of_faults_do_no_harm():
-    code, said = run()
+    code, said = run("faults.suite")
     assert code == 0, said
     assert injected(said) >= 200

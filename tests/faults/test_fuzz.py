@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import REPOSITORY
 from faults import fuzz
+from faults.fresh import run
 from faults.parsers import Parser
-
-
-def run(*words: str) -> tuple[int, str]:
-    """The fuzzer in a fresh process, whose forks no other test's threads disturb; its stdout."""
-    paths = os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "faults.fuzz", *words],
-        env={**os.environ, "PYTHONPATH": paths},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout or done.stderr[-3000:]
 
 
 def cases(said: str) -> dict[str, int]:
@@ -66,14 +50,14 @@ def test_the_fuzzer_knows_a_crash_when_it_sees_one(read, place):
 
 
 def test_a_few_thousand_cases_do_no_harm():
-    code, said = run("--cases", "8000")
+    code, said = run("faults.fuzz", "--cases", "8000")
     assert code == 0, said
     assert cases(said)["all"] >= 8000
 
 
 @pytest.mark.slow  # ten minutes of CPU
 def test_a_million_cases_do_no_harm():
-    code, said = run()
+    code, said = run("faults.fuzz")
     assert code == 0, said
     found = cases(said)
     assert found.pop("all") >= 1_000_000
