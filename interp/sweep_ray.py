@@ -192,6 +192,7 @@ class _Crew:
         self.ray = ray
         self.left = deque(todo)
         self.losses: Counter[str] = Counter()
+        self.unopened = 0  # workers lost at the opening since one opened the model
         self.expected = _identity(job.state)
         options = _elsewhere(job.options)
         points = [_plain_point(point) for point in job.points]
@@ -233,7 +234,7 @@ class _Crew:
                         continue
                     if unit is None:
                         self._check(found)
-                        self.losses.pop(OPENING, None)  # it can be opened: a long sweep goes on
+                        self.unopened = 0  # it can be opened: a long sweep goes on
                     else:
                         yield unit, unpack(found)
                     self._give(worker)
@@ -275,9 +276,11 @@ class _Crew:
         self.ray.kill(worker)
         name = OPENING if unit is None else unit.name
         self.losses[name] += 1
-        if self.losses[name] >= ATTEMPTS * (1 if unit else max(self.size, 1)):
+        self.unopened += unit is None
+        lost = self.unopened if unit is None else self.losses[name]
+        if lost >= ATTEMPTS * (1 if unit else max(self.size, 1)):
             raise ResourceError(
-                f"Ray lost {self.losses[name]} workers at {name}: most likely memory ran out. "
+                f"Ray lost {lost} workers at {name}: most likely memory ran out. "
                 "Lower --max-tokens, or give each worker a machine with more; go on with --resume"
             )
         if unit is not None:
