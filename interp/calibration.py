@@ -165,6 +165,7 @@ def calibrate(
         [settings.data, settings.limit, settings.seed],
         [dict(entry) for entry in material.provenance],
     ]
+    orders, factors = _random_order(opened, settings)  # before hours of work: it may be refused
     engine = HooksEngine(opened.model)
     with at_work(folder, worth_keeping=worth_keeping) if folder else nullcontext():
         stages = Stages(folder, about)
@@ -198,7 +199,7 @@ def calibrate(
             progress=progress,
         )
         texts = [encoder.text(pair.a) for pair in pairs[MISCONCEPTION][:TEXTS]]
-        change, kept = _same_function(opened, settings, texts)
+        change, kept = _same_function(opened, settings.criterion, orders, factors, texts)
         manifest = {
             **occasion("calibrate", argv, started),
             "options": asdict(settings),
@@ -221,27 +222,42 @@ def calibrate(
     return result
 
 
-def _same_function(
-    opened: OpenedModel, settings: CalibrationOptions, texts: Sequence[Any]
-) -> tuple[float, float]:
-    """Rescale a copy to a random order: how far logits move, and whether the order comes out."""
-    import torch
+def _random_order(
+    opened: OpenedModel, settings: CalibrationOptions
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A random order of every MLP's neurons, and the factors that plant it.
 
+    Raises:
+        UsageError: no order can be planted into this model.
+    """
     from ..prune.scoring import weigh
 
     rng = np.random.default_rng([settings.seed, 10])
     mlps = find_mlps(opened.model)
     orders = [rng.permutation(mlp.width) for mlp in mlps]
     weights = weigh([mlp.layout for mlp in mlps], opened.model.get_parameter)
+    return orders, planting_factors(settings.criterion, weights, orders)
+
+
+def _same_function(
+    opened: OpenedModel,
+    criterion: str,
+    orders: Sequence[np.ndarray],
+    factors: Sequence[np.ndarray],
+    texts: Sequence[Any],
+) -> tuple[float, float]:
+    """Rescale a copy to these orders: how far logits move, and whether the orders come out."""
+    import torch
+
     other = copy.deepcopy(opened.model)
-    rescale(other, planting_factors(settings.criterion, weights, orders))
+    rescale(other, factors)
     largest = 0.0
     with torch.inference_mode():
         for text in texts:
             ids = torch.tensor([text.ids], device=opened.device)
             before, after = (model(ids).logits.float() for model in (opened.model, other))
             largest = max(largest, float((after - before).abs().max() / before.std()))
-    scores = score_mlps(find_mlps(other), [settings.criterion])[settings.criterion]
+    scores = score_mlps(find_mlps(other), [criterion])[criterion]
     steps = [
         np.diff(score[np.argsort(order)]) > 0 for score, order in zip(scores, orders, strict=True)
     ]

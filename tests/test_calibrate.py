@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from glulens.errors import DataError, UsageError
+from glulens.errors import DataError, ResourceError, RunError, UsageError
 from glulens.interp.calibrate import PLANTED, RANDOM, REVERSED, calibrate_contrasts, rates
 from glulens.interp.planting import SCORES, planting_factors
 from glulens.interp.stages import Stages, worth_keeping
@@ -163,3 +165,29 @@ def test_stages_are_found_again_and_damaged_ones_made_again(tmp_path):
     assert run("another").notes
     assert run("another").reused == ["first"]
     assert Stages(None, "run")("first", make)["a"].size == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "full"), ResourceError, "the disk filled up while a stage was kept"),
+        (SafetensorError("I/O error: (os error 28)"), ResourceError, "go on with --resume"),
+        (PermissionError(errno.EACCES, "Permission denied"), RunError, "cannot be written .Perm"),
+        (ValueError("something else"), ValueError, "something else"),
+    ],
+)
+def test_a_stage_that_cannot_be_kept_leaves_nothing_behind(
+    tmp_path, monkeypatch, error, kind, said
+):
+    import safetensors.numpy
+
+    def fails(arrays: Any, path: Any, **_: Any) -> None:
+        path.write_bytes(b"half a file")
+        raise error
+
+    Stages(tmp_path, "run")("first", lambda: {"a": np.zeros(3)})
+    before = [p.name for p in tmp_path.iterdir()]
+    monkeypatch.setattr(safetensors.numpy, "save_file", fails)
+    with pytest.raises(kind, match=said):
+        Stages(tmp_path, "run")("second", lambda: {"a": np.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == before
