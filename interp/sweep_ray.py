@@ -267,7 +267,9 @@ class _Crew:
             where = "while it opened the model" if unit is None else f"at {unit.name}"
             raise ModelError(f"a Ray worker failed {where}: {_line(cause)}") from error
         except exceptions.RuntimeEnvSetupError as error:
-            raise ResourceError(f"a Ray worker could not be set up: {_line(error)}") from error
+            # Its first line is the same for all reasons.
+            said = " ".join(str(error).split())[:300]
+            raise ResourceError(f"a Ray worker could not be set up: {said}") from error
         except exceptions.RayError:
             return None
 

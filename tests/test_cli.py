@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import polars
 import pytest
-from commands import says
+from commands import glulens_says, says
 
 from glulens.rundir import write_manifest, writing
 
@@ -35,6 +36,92 @@ def test_runs_says_what_a_manifest_lacks_with_a_dash(capsys, tmp_path):
         write_manifest(scratch, {"command": "score", "model": {"name": "mine"}})
     out, _ = says(capsys, "runs", tmp_path)
     assert out == f"{tmp_path / 'scores'}\tscore\t-\tmine\t-\n"
+
+
+def test_models_that_need_no_hub_are_listed(capsys, tmp_path, monkeypatch):
+    from glulens.prune import embedded
+
+    alias = "smollm2-135m-instruct"
+    for where, state in ((tmp_path, "cached"), (tmp_path / "no", "fetched when first used")):
+        monkeypatch.setattr(embedded, "embedded_folder", lambda _, where=where: where)
+        out, _ = says(capsys, "models")
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{alias}\t")]
+        assert line == f"{alias}\t{embedded.EMBEDDED[alias].about}\t{state}"
+
+
+def test_what_goes_wrong_outside_of_a_command_is_one_line(capsys, tmp_path, monkeypatch):
+    from glulens import rundir
+
+    def fails(error: BaseException) -> None:
+        def find(_: Path) -> None:
+            raise error
+
+        monkeypatch.setattr(rundir, "find_runs", find)
+
+    fails(MemoryError())
+    _, err = says(capsys, "runs", tmp_path, code=4)
+    assert err.startswith("glulens: out of memory; free some, or lower --max-tokens or --limit")
+    fails(KeyboardInterrupt())
+    _, err = says(capsys, "runs", tmp_path, code=130)
+    assert err.strip() == "glulens: interrupted; nothing was written"
+    fails(RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot"):  # a fault of ours is not hidden
+        says(capsys, "runs", tmp_path)
+
+
+def test_a_reader_who_has_gone_is_not_told_so(capsys, tmp_path, monkeypatch):
+    from glulens import rundir
+
+    def fails(_: Path) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(rundir, "find_runs", fails)
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    code, out, err = glulens_says(capsys, "runs", tmp_path)
+    assert (code, out, err) == (1, "", "")
+    assert stderr.closed
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupted_probe_says_how_to_go_on_if_anything_is_kept(
+    capsys, tmp_path, monkeypatch, kept
+):
+    from glulens.interp import probe
+
+    def stops(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe, "probe", stops)
+    monkeypatch.setattr(probe, "resumable", lambda _: kept)
+    path = tmp_path / "run"
+    _, err = says(capsys, "probe", "a-model", "--on", "builtin", "-o", path, code=130)
+    goes_on = f"glulens: interrupted; the same command with -o {path} --resume goes on"
+    assert err.splitlines()[-1] == (
+        goes_on if kept else "glulens: interrupted; nothing was written"
+    )
+
+
+def test_layers_to_decode_are_numbers_and_examples_are_counted(capsys, tmp_path, monkeypatch):
+    from glulens.errors import DataError
+    from glulens.interp import probe
+
+    given: list[tuple[int, ...]] = []
+
+    def noted(*_: object, decode_layers: tuple[int, ...], **__: object) -> None:
+        given.append(decode_layers)
+        raise DataError("that is all")
+
+    monkeypatch.setattr(probe, "probe", noted)
+    start = ("probe", "a-model", "--on", "builtin", "-o", tmp_path / "run", "--decode-layers")
+    says(capsys, *start, "0,8, 15", code=3)
+    assert given == [(0, 8, 15)]
+    for wrong in ("0,x", "-1", ""):
+        _, err = says(capsys, *start, wrong, code=2)
+        assert "write layers from 0 by commas, as in 0,8,15" in err
+    for words in (("-k", "0"), ("--width", "-1")):
+        _, err = says(capsys, "examples", tmp_path, "L0.N0", *words, code=2)
+        assert "-k must be at least 1, --width at least 0" in err
 
 
 def test_help_is_light():

@@ -461,6 +461,66 @@ def test_runs_of_other_neurons_are_refused_with_a_table(pair, small, tmp_path, c
     assert "--transplant needs the models" in err
 
 
+def scored(path: Path, table: dict[str, Any], **model: Any) -> Path:
+    """A run of two layers of four neurons, if the table does not say otherwise."""
+    where = {"layer": [0] * 4 + [1] * 4, "neuron": [0, 1, 2, 3] * 2}
+    return written(path, polars.DataFrame({**where, **table}), **model)
+
+
+def test_rows_in_any_order_are_the_same_run(tmp_path):
+    """A run may be anybody's: its rows need not lie in the order of layers and neurons."""
+    rng = np.random.default_rng(0)
+    base, tuned = (scored(tmp_path / n, {"ppm": rng.random(8)}) for n in ("base", "tuned"))
+    expected = glulens.compare(base, tuned)
+    for name in ("base", "tuned"):
+        mixed = polars.read_parquet(tmp_path / name / "neurons.parquet").sample(
+            fraction=1, shuffle=True, seed=1
+        )
+        written(tmp_path / f"mixed-{name}", mixed)
+    found = glulens.compare(tmp_path / "mixed-base", tmp_path / "mixed-tuned")
+    assert_frame_equal(found.neurons, expected.neurons)
+    assert_frame_equal(found.scores, expected.scores)
+    assert repr(found.kept_alike) == repr(expected.kept_alike)
+
+
+def test_runs_that_share_no_number_or_have_other_indices_are_refused(tmp_path):
+    base = scored(tmp_path / "base", {"ppm": [1.0] * 8})
+    for name, table in (("vow", {"vow": [1.0] * 8}), ("text", {"ppm": ["high"] * 8})):
+        with pytest.raises(RunError, match="have no column in common; make both with the same"):
+            glulens.compare(base, scored(tmp_path / name, table))
+    one, other = (
+        scored(tmp_path / name, {"neuron": [0, kept, 7] * 2, "layer": [0, 0, 0, 1, 1, 1]})
+        for name, kept in (("one", 2), ("other", 3))
+    )
+    with pytest.raises(RunError, match="not of the same neurons") as caught:
+        glulens.compare(one, other)
+    assert ["indices", "some", "others"] in [s.split() for s in str(caught.value).splitlines()]
+
+
+def test_runs_of_other_families_are_told_and_a_layer_without_numbers_has_no_row(tmp_path, undrawn):
+    nan = float("nan")
+    base = scored(tmp_path / "base", {"ppm": [*range(8)], "dz_fact": [nan] * 4 + [1.0] * 4},
+                  family="llama")  # fmt: skip
+    tuned = scored(tmp_path / "tuned", {"ppm": [*range(8)], "dz_fact": [2.0] * 8}, family="qwen2")
+    found = glulens.compare(base, tuned, output=tmp_path / "run")
+    assert "the runs are of models of the families llama and qwen2" in found.manifest["warnings"]
+    layers = [(row["column"], row["layer"]) for row in found.layers.to_dicts()]
+    assert layers == [("ppm", 0), ("ppm", 1), ("dz_fact", 1)]
+    said = (tmp_path / "run" / "report.md").read_text()
+    assert "families llama and qwen2" in said
+
+
+def test_a_dry_run_of_two_runs_reads_their_tables_alone(tmp_path, capsys):
+    base, tuned = (scored(tmp_path / n, {"ppm": [1.0] * 8}) for n in ("base", "tuned"))
+    out, _ = says(capsys, "compare", base, tuned, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (plan["neurons"], plan["tensors"], plan["forwards"]) == (8, 0, 0)
+    assert plan["bytes"] == sum((p / "neurons.parquet").stat().st_size for p in (base, tuned))
+    out, _ = says(capsys, "compare", base, tuned, "--dry-run")
+    assert "neurons (rows of neurons.parquet): 8" in out
+    assert "transplant" not in out
+
+
 # Refusals
 
 

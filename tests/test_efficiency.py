@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import torch
 from commands import says
 from transformers import AutoModelForCausalLM
 
-from glulens.errors import UsageError
+from glulens.errors import DataError, ModelError, ResourceError, UsageError
 from glulens.interp import efficiency as work
 from glulens.interp import energy
 from glulens.interp.cli_efficiency import letter, terminal
@@ -21,7 +23,7 @@ from glulens.interp.efficiency import FIXED, UNTIL_END, efficiency, interval
 from glulens.interp.efficiency_models import make_contenders
 from glulens.interp.efficiency_options import make_efficiency_options
 from glulens.interp.efficiency_plan import plan_efficiency
-from glulens.interp.efficiency_runs import generate, passages
+from glulens.interp.efficiency_runs import generate, passages, questions, undisturbed
 from glulens.interp.energy import Counter, Meter, find_meter, find_rapl
 from glulens.prune.masks import masked
 from glulens.prune.mlps import find_mlps
@@ -315,6 +317,128 @@ def test_what_does_not_fit_the_context_is_said(stories):
         efficiency(stories, prompt_tokens=500, new_tokens=20)
     with pytest.raises(UsageError, match="exceed its context of 512; lower --longest"):
         efficiency(stories, prompt_tokens=8, new_tokens=2, longest=510)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"compensate": "magic", "fractions": (0.5,)}, "compensate 'magic'; allowed are none"),
+        ({"fractions": (0.5, 0.0, 0.5)}, "a fraction is given twice"),
+        ({"dtype": "int4"}, "dtype 'int4'; allowed are auto"),
+        ({"prompts": 10**6}, "--prompts 1000000: there are"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_measured(stories, options, said):
+    with pytest.raises(UsageError, match=said):
+        efficiency(stories, **options)
+
+
+def test_no_model_is_told(stories):
+    with pytest.raises(UsageError, match="no model given; name one or more"):
+        efficiency([])
+    with pytest.raises(UsageError, match="no model given"):
+        plan_efficiency([], make_efficiency_options())
+
+
+def test_the_terminal_shows_tables_and_warns_beside_them(stories, capsys, monkeypatch):
+    result = efficiency(stories, **{**SHORT, "rounds": 1, "prompts": 0})
+    told = replace(result, warnings=("something held\x1b the machine up",))
+    monkeypatch.setattr(work, "efficiency", lambda models, **options: told)
+    out, err = says(capsys, "efficiency", "a-model", "--prompts", "0")
+    assert "Fixed length: 12 tokens read, 5 written" in out
+    assert "Until end of text" not in out, "nothing was asked until the end"
+    assert err == "warning: something held\\x1b the machine up\n"
+    out, _ = says(capsys, "efficiency", "a-model", "--json")
+    assert json.loads(out)["warnings"] == ["something held\x1b the machine up"]
+    _, err = says(capsys, "efficiency", "a-model", "--batch", ", ,", code=2)
+    assert "--batch ', ,': write numbers with commas, as in 1,8" in err
+
+
+def test_a_plan_in_words(tiny, tmp_path, capsys):
+    import families
+
+    tiny().save_pretrained(tmp_path)
+    families.save_tokenizer(tmp_path)
+    words = ("efficiency", tmp_path, "--batch", "2", "--rounds", "3", "--prompts", "1", "--device")
+    out, _ = says(capsys, *words, "cpu", "--dry-run")
+    size, memory, runs, time = out.splitlines()
+    parameters = sum(p.numel() for p in tiny().parameters())
+    assert size.startswith(f"{tmp_path}: 144 neurons, {parameters:,} parameters")
+    assert "of weights side by side" in memory
+    assert runs == f"runs: 6, forwards: at most {3 * (64 + 128):,}"
+    assert time.startswith("time: about")
+
+
+def test_a_model_in_memory_is_planned_as_one_on_disk(tiny, tmp_path, stories):
+    import families
+
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    families.save_tokenizer(tmp_path)
+    plan = plan_efficiency([stories], make_efficiency_options(**SHORT))
+    assert plan.sizes == (make_contenders([stories], make_efficiency_options())[0].size,)
+    with pytest.raises(ModelError, match="no plan can be made of its config"):
+        plan_efficiency([str(tmp_path)], make_efficiency_options())
+
+
+def test_memory_that_runs_out_names_what_to_lower(stories, monkeypatch):
+    contender = make_contenders([stories], make_efficiency_options())[0]
+    ids = torch.tensor([[1, 5, 9]])
+
+    def fails(message: str) -> None:
+        def forward(*_: object, logits_to_keep: int = 0, **__: object) -> None:
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(stories.model, "forward", forward, raising=False)
+
+    fails("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(ResourceError, match=r"1 rows of 3 \+ 4 tokens; lower --batch"):
+        generate(contender, ids, 4, Meter())
+    fails("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        generate(contender, ids, 4, Meter())
+
+
+def test_instructions_go_through_the_chat_template(stories):
+    from tuned_stories import for_transformers
+
+    tokenizer = for_transformers(stories.tokenizer)
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[model]{% endif %}"
+    )
+    opened = replace(stories, tokenizer=tokenizer)
+    contender = make_contenders([opened], make_efficiency_options())[0]
+    plain = make_contenders([opened], make_efficiency_options(chat=False))[0]
+    assert (contender.chat, plain.chat) == (True, False)
+    found, bare = (questions(of, ["Say hello."], 8)[0][0].tolist() for of in (contender, plain))
+    assert found.count(1) == bare.count(1) == 1, "the template has written BOS already"
+    said = tokenizer.decode(found, skip_special_tokens=True)
+    assert said.split() == ["[user]", "Say", "hello.", "[model]"]
+    assert tokenizer.decode(bare, skip_special_tokens=True).strip() == "Say hello."
+
+
+def test_texts_without_a_token_are_told(stories):
+    contender = make_contenders([stories], make_efficiency_options())[0]
+    with pytest.raises(DataError, match="no text to read before the first token"):
+        passages(contender, [], 1, 4)
+
+
+def test_the_collector_is_left_as_it_was():
+    for on in (False, True):
+        (gc.enable if on else gc.disable)()
+        try:
+            with undisturbed():
+                assert not gc.isenabled()
+            assert gc.isenabled() == on
+        finally:
+            gc.enable()
+
+
+def test_compensation_is_calibrated_on_the_built_in_passages():
+    from glulens.datasets.neutral import load_neutral
+    from glulens.interp.efficiency_models import calibration_texts
+
+    assert calibration_texts() == [passage.text for passage in load_neutral().records]
 
 
 def test_letters():

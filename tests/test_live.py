@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from families import make, save_tokenizer
 
 from glulens.errors import DataError, ModelError
-from glulens.interp.live import ROWS, TOP, Answerer, serve
+from glulens.interp.live import ROWS, TOP, Answerer, main, serve
 from glulens.prune.mlps import find_mlps
 from glulens.prune.models import ModelSource, OpenedModel
 from glulens.prune.selection import NeuronSet
@@ -189,6 +190,115 @@ def test_whatever_comes_on_a_line_gets_one_line_and_the_end_is_the_end(stories):
     assert [one["id"] for one in said] == [None, None, None, None, None, 4, [5], 6, 7]
     assert ["error" in one for one in said] == [True] * 8 + [False]
     assert all(one["error"].isprintable() for one in said[:8])
+
+
+def said(stories: OpenedModel, *questions: Any) -> list[dict[str, Any]]:
+    """What comes back for lines of JSON, in this process."""
+    lines = [json.dumps({"id": k, "text": TEXT, **one}).encode() for k, one in enumerate(questions)]
+    out = io.BytesIO()
+    serve(Answerer(stories), io.BytesIO(b"\n".join(lines)), out)
+    return [json.loads(line) for line in out.getvalue().splitlines()][1:]
+
+
+def test_what_cannot_be_asked_is_told_by_the_child_itself(stories):
+    asked = [
+        ({"layer": 5}, "layer 5; layers go from 0 to 4"),
+        ({"layer": True}, "layer True; layers"),
+        ({"top": -1}, "top -1: from 0 to 64"),
+        ({"rows": [0] * (ROWS + 1)}, f"{ROWS + 1} rows; at most {ROWS} at a time"),
+        ({"rows": 3}, "rows are whole numbers from 0 to 859"),
+        ({"silence": [860]}, "rows are whole numbers from 0 to 859"),
+        ({"silence": [4, 4]}, "a row is silenced twice"),
+        ({"silence": [4], "values": [1, 2]}, "as many values as rows to silence"),
+        ({"silence": [4], "values": ["1"]}, "all numbers"),
+    ]
+    found = said(stories, *(question for question, _ in asked))
+    for (question, line), one in zip(asked, found, strict=True):
+        assert line in one["error"], question
+
+
+def test_silencing_at_values_leaves_the_first_position_alone(stories):
+    rows = [100, 101, 500]
+    intact, at = said(
+        stories, {"rows": rows, "top": 0}, {"rows": rows, "silence": rows, "values": [1, 2, 3]}
+    )
+    first, *later = at["answer"]["activations"]
+    assert first[:2] == intact["answer"]["activations"][0][:2]
+    assert {tuple(row) for row in later} == {(1, 2, 3)}
+    assert intact["answer"]["top"] == [[]] * len(intact["answer"]["ids"])
+
+
+def test_a_question_that_takes_too_much_memory_leaves_the_child_alive(stories, monkeypatch):
+    from glulens.interp import live as module
+
+    answer = Answerer.answer
+    failing = [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyError()]
+
+    def fails(self: Answerer, given: dict[str, Any]) -> dict[str, Any]:
+        if failing:
+            raise failing.pop(0)
+        return answer(self, given)
+
+    monkeypatch.setattr(module.Answerer, "answer", fails)
+    memory, other, fine = said(stories, {}, {}, {})
+    assert memory["error"] == "out of memory; a shorter text takes less"
+    assert other["error"] == "KeyError: KeyError"
+    assert fine["answer"]["ids"]
+
+
+@pytest.fixture
+def stdin(monkeypatch) -> Any:
+    """Puts bytes where a question is read."""
+
+    def give(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+    return give
+
+
+def test_the_command_line_answers_until_there_are_no_more_questions(
+    tmp_path, capfd, stdin, monkeypatch
+):
+    from glulens.prune import models
+
+    make("llama").save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    opens = models.open_model
+
+    def noisy(*given: Any, progress: Any, **options: Any) -> OpenedModel:
+        progress("reading", 1, 2)
+        os.write(1, b"a library says hello\n")
+        return opens(*given, **options)
+
+    monkeypatch.setattr(models, "open_model", noisy)
+    stdin(b'{"id": 1, "text": "a b"}\n{"id": 2}\n')
+    assert main([str(tmp_path / "model"), "--device", "cpu"]) == 0
+    out, err = capfd.readouterr()
+    progress, ready, first, second = map(json.loads, out.splitlines())
+    assert progress == {"progress": ["reading", 1, 2]}
+    assert ready["ready"]["neurons"] == 48
+    assert first["answer"]["tokens"] == ["a", "b"]
+    assert second == {"id": 2, "error": "the text is no string"}
+    assert "a library says hello" in err
+
+
+def test_the_command_line_says_in_a_line_what_it_cannot_open(tmp_path, capfd, stdin):
+    stdin(b"")
+    assert main([str(tmp_path / "nowhere")]) == ModelError.exit_code
+    assert "no such file or folder" in json.loads(capfd.readouterr().out)["error"]
+
+
+def test_the_command_line_says_in_a_line_what_broke(capfd, stdin, monkeypatch):
+    from glulens.prune import models
+
+    stdin(b"")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(models, "open_model", fails)
+    assert main(["a-model"]) == 1
+    assert json.loads(capfd.readouterr().out) == {"error": "ValueError: two lines"}
 
 
 def test_all_neurons_silenced_at_once(live):

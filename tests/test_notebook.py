@@ -172,6 +172,23 @@ def test_comparing_and_pruning_show_themselves(tmp_path):
     assert kept in repr(done)
 
 
+def test_two_runs_side_by_side_show_themselves_without_a_verdict(tmp_path):
+    base, tuned = (run_of(tmp_path / name, dense(k)) for k, name in enumerate(("base", "tuned")))
+    found = gl.compare(base, tuned)
+    said = shown(found)
+    assert "Comparison, two runs" in said.texts
+    assert "Scores in both" in said.texts
+    assert not {"Magnitude in the base against change", "Cut alike by both sides' scores"} & {
+        *said.texts
+    }
+    assert not said.pictures
+
+
+def test_a_sweep_of_no_score_that_is_tested_shows_no_curves():
+    found = shown(swept(criteria=(), draws=0, is_reversed=False, items=15, tasks=("piqa",)))
+    assert "Sweep of 1 points" in found.texts
+
+
 def test_sweeps_and_calibrations_show_themselves():
     sweep = swept(items=40, fractions=(0.1, 0.3), tasks=("truthfulqa_mc2", "mmlu"))
     found = shown(sweep)
@@ -196,10 +213,15 @@ def test_an_efficiency_result_shows_itself():
         Size(name=name, **{k: 1 for k in Size.__dataclass_fields__ if k != "name"})
         for name in (HOSTILE, "half")
     )
-    measures = (Measure(1, "fixed length", 1, "decode", "ms", 2.0, 1.9, 2.1, 0.5, nan, nan),)
+    measures = (
+        Measure(1, "fixed length", 1, "decode", "ms", 2.0, 1.9, 2.1, 0.5, nan, nan),
+        Measure(1, "fixed length", 1, "rate", "1/s", 3.0, nan, nan, nan, nan, nan),
+    )
     found = shown(EfficiencyResult(sizes, measures, {}, EfficiencyOptions(), {}, ("mind",)))
     assert "2 [1.9, 2.1]" in found.texts
     assert "0.5" in found.texts
+    place = found.texts.index("rate, 1/s")
+    assert [text for text in found.texts[place + 1 :] if text.strip()][:3] == ["1", "3", "-"]
     assert np.isin(["decode, ms", "Warning: mind"], found.texts).all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 from tuned_stories import save_stories
 
@@ -228,6 +230,100 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
         sweep_ray._cluster("local"),
     ):
         pass
+
+
+def test_a_worker_opens_the_model_by_name_and_finds_the_same(job):
+    """What a process of its own does, in this one: names and options are all that it is given."""
+    from glulens.interp.sweep_items import run_unit, unpack
+
+    threads = torch.get_num_threads()
+    worker = sweep_ray.Worker()
+    points = [sweep_ray._plain_point(point) for point in job.points]
+    try:
+        said = worker.load(sweep_ray._model_name(job), sweep_ray._elsewhere(job.options), points)
+        unit = next(unit for unit in job.units if unit.point == 1)
+        found = unpack(worker.run(tuple(unit)))
+        ours = run_unit(job.state, job.points[1], unit.task, unit.doc_ids)
+    finally:
+        torch.set_num_threads(threads)
+    assert said == sweep_ray._identity(job.state)
+    assert_frame_equal(found.items, ours.items, check_exact=False, abs_tol=1e-5)
+
+
+def test_the_hubs_data_have_no_place_that_a_worker_must_find(job):
+    from dataclasses import replace
+
+    options = replace(job.options, data="hub")
+    assert sweep_ray._elsewhere(options)["data"] == "hub"
+    assert Path(sweep_ray._elsewhere(job.options)["data"]).is_absolute()
+
+
+def test_a_cluster_is_left_as_it_was_found(job, monkeypatch):
+    """One that the caller began goes on; one that a sweep began ends with it."""
+    did: list[Any] = []
+    monkeypatch.setattr(ray, "init", lambda **given: did.append(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shut down"))
+    with sweep_ray._cluster("local") as found:
+        assert found is ray
+    (begun, ended) = did
+    assert begun["num_cpus"] == len(os.sched_getaffinity(0))
+    assert ended == "shut down"
+    did.clear()
+    with pytest.raises(ZeroDivisionError), sweep_ray._cluster("auto"):
+        did.append(1 / 0)
+    assert [entry["address"] for entry in did[:-1]] == ["auto"]
+    assert did[-1] == "shut down"
+    did.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "is_initialized", lambda: True)
+        with sweep_ray._cluster("auto") as found:
+            assert found is ray
+    assert did == []
+
+
+def test_a_cluster_that_refuses_is_one_line(monkeypatch):
+    def refuses(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: 2.1 there\nand a long story")
+
+    monkeypatch.setattr(ray, "init", refuses)
+    with (
+        pytest.raises(UsageError, match="no Ray cluster at 'auto' .*mismatch: 2.1 there") as caught,
+        sweep_ray._cluster("auto"),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_the_whole_sweep_goes_through_a_cluster_and_none_is_begun_for_nothing(
+    job, alone, monkeypatch
+):
+    from contextlib import nullcontext
+
+    from glulens.interp.sweep import _done, collect
+
+    asked: list[str] = []
+
+    def cluster(address: str) -> Any:
+        asked.append(address)
+        return nullcontext(Pretended(job.state))
+
+    monkeypatch.setattr(sweep_ray, "_cluster", cluster)
+    assert list(_done(job, [], "auto")) == []
+    assert asked == []
+    found = collect(job, _done(job, job.units, "auto"))
+    assert asked == ["auto"]
+    assert_frame_equal(found.scores, alone.scores)
+
+
+def test_a_worker_whose_place_cannot_be_made_is_said(job, monkeypatch):
+    pretended = Pretended(job.state)
+
+    def fails(_: Any) -> None:
+        raise ray.exceptions.RuntimeEnvSetupError("no such folder")
+
+    monkeypatch.setattr(pretended, "get", fails)
+    with pytest.raises(ResourceError, match="could not be set up: .*no such folder"):
+        finished(job, pretended)
 
 
 # The real thing
