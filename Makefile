@@ -40,7 +40,8 @@ bench: $(VENV)/.dev ## everything beside its peers: benchmarks/results.md, at mo
 	$(BIN)/python benchmarks/bench.py
 
 coverage: $(VENV)/.dev ## which branches of prune, probes and interp the tests take
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --cov --cov-report term
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --cov --cov-report json:.coverage-branches.json
+	$(BIN)/python benchmarks/branches.py .coverage-branches.json
 
 faults: $(VENV)/.dev ## kills, full disks, lost permissions: what was lost, corrupted or hung
 	PYTHONPATH=tests $(BIN)/python -m faults.suite
