@@ -192,6 +192,8 @@ def _overlap(one: NeuronSet, other: NeuronSet) -> Overlap:
     )
     mass, floor = np.ones(1), 0  # of the total shared, from `floor` on
     for a, b, width in zip(one.counts, other.counts, one.widths, strict=True):
+        if not width:  # of which there is no distribution
+            continue
         least = max(0, a + b - width)
         mass = np.convolve(mass, hypergeom.pmf(np.arange(least, min(a, b) + 1), width, a, b))
         floor += least

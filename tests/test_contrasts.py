@@ -3,6 +3,11 @@ ablation."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +15,15 @@ from scipy.stats import rankdata
 
 from glulens.datasets.pairs import Pair, Text, load_material, misconception_pair
 from glulens.datasets.truthfulqa import load_misconceptions
-from glulens.errors import DataError, UsageError
+from glulens.errors import DataError, ModelError, UsageError
 from glulens.probes.ablation import ablate_each
-from glulens.probes.contrasts import encode_pairs, record_contrasts
+from glulens.probes.contrasts import (
+    Contrasts,
+    encode_pairs,
+    grouped,
+    rank_contrasts,
+    record_contrasts,
+)
 from glulens.probes.engine import make_engine
 from glulens.probes.hooks import HooksEngine
 from glulens.probes.tokens import Encoder, batches
@@ -135,6 +146,96 @@ def test_an_engine_that_cannot_share_finds_the_same(stories, monkeypatch):
             for field in ("means", "attribution", "loglikelihood"):
                 a, b = getattr(shared[name], field), getattr(apart[name], field)
                 np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+
+def test_beginnings_are_shared_up_to_the_length_that_the_engine_can(stories):
+    texts = encode_pairs(Encoder(stories.tokenizer), some_pairs(4)["misconception"])
+    engine, groups = make_engine(stories), np.arange(8) // 2
+    every, longest = sum(map(len, texts)), max(map(len, texts))
+    for reach, shared in ((longest + 1, True), (longest, True), (longest - 1, False), (0, False)):
+        engine.shares_up_to = reach
+        passes = grouped(engine, texts, groups, 1024)
+        assert (sum(step.ids.size for step in passes) < every) == shared
+        assert sorted(text for step in passes for text in step.texts) == list(range(8))
+
+
+@pytest.fixture(scope="module")
+def three(stories):
+    """Three properties of unequal size, recorded together; what was told of the progress."""
+    pairs = {
+        name: some[: k + 1] for k, (name, some) in enumerate(load_material(limit=3).pairs.items())
+    }
+    told = []
+    engine, encoder = make_engine(stories), Encoder(stories.tokenizer)
+    found = record_contrasts(engine, encoder, pairs, progress=lambda *said: told.append(said))
+    return pairs, found, told
+
+
+def test_every_property_has_its_own_pairs(stories, three):
+    pairs, found, _ = three
+    engine, encoder = make_engine(stories), Encoder(stories.tokenizer)
+    assert list(found) == list(pairs)
+    for name, members in pairs.items():
+        assert found[name].items == tuple(pair.item for pair in members)
+        texts = encode_pairs(encoder, members)
+        counts = [[a.n_answer, b.n_answer] for a, b in zip(texts[::2], texts[1::2], strict=True)]
+        assert found[name].answer_tokens.tolist() == counts
+        assert found[name].activation.n_tokens == np.sum(counts)
+        alone = record_contrasts(engine, encoder, {name: members})[name]
+        for field in ("means", "attribution", "loglikelihood"):
+            ours, theirs = getattr(found[name], field), getattr(alone, field)
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+        np.testing.assert_allclose(found[name].activation.mean, alone.activation.mean, atol=1e-5)
+
+
+def test_progress_ends_with_the_last_text(three):
+    pairs, _, told = three
+    texts = 2 * sum(map(len, pairs.values()))
+    done = [number for _, number, _ in told]
+    assert done == sorted(done)
+    assert done[0] > 0
+    assert done[-1] == texts
+    assert {(what, total) for what, _, total in told} == {
+        ("recording and attributing (texts)", texts)
+    }
+
+
+def test_contrasts_survive_a_file_of_arrays(three):
+    _, found, _ = three
+    for one in found.values():
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **one.arrays())
+        file.seek(0)
+        again = Contrasts.restored(list(one.items), np.load(file))
+        assert again.items == one.items
+        for field in ("means", "attribution", "loglikelihood", "answer_tokens", "ranks"):
+            np.testing.assert_array_equal(getattr(again, field), getattr(one, field))
+        for field in fields(one.activation):
+            np.testing.assert_array_equal(
+                getattr(again.activation, field.name), getattr(one.activation, field.name)
+            )
+
+
+def test_ranks_are_those_of_each_neuron_by_itself():
+    """More neurons than are ranked at a time, with ties."""
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 1100)).round(1)
+    both = np.apply_along_axis(rankdata, 0, np.concatenate([a, b]))
+    np.testing.assert_allclose(rank_contrasts(a, b), (both[:4] - both[4:]) / 8, atol=1e-6)
+
+
+def test_what_cannot_be_contrasted_is_refused(stories, tiny):
+    encoder = Encoder(stories.tokenizer)
+    mixture: Any = SimpleNamespace(dense=False)
+    with pytest.raises(ModelError, match="attributions are of dense MLPs; a mixture of experts"):
+        record_contrasts(mixture, encoder, some_pairs(1))
+    with pytest.raises(DataError, match="fact: no pairs to record"):
+        record_contrasts(make_engine(stories), encoder, {**some_pairs(1), "fact": []})
+    model = tiny(vocab_size=stories.model.config.vocab_size)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = 1e38  # times the gate: beyond float32
+    with pytest.raises(ModelError, match="misconception: .* not finite; try --dtype float32"):
+        record_contrasts(HooksEngine(model), encoder, some_pairs(1))
 
 
 def agreement(opened, count: int, neurons: int):

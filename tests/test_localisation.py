@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from glulens.interp.attenuation import attenuation, systematic_energy
+from glulens.interp import localisation
+from glulens.interp.attenuation import Attenuation, attenuation, systematic_energy
 from glulens.interp.enrichment import EVERY, enrichment, hypergeometric
 from glulens.interp.localisation import associate, corrected, differ
 from glulens.interp.localiser import Localiser, tenth_bounds, tenth_of
@@ -66,6 +69,64 @@ def test_functional_scores_are_their_definitions(rng):
         np.testing.assert_allclose(functional(x, boots, "dz")[draw], dz, rtol=1e-4)
     constant = np.full((30, 2), 3, np.float32)
     np.testing.assert_array_equal(functional(constant, observed, "dz"), 0)
+
+
+@pytest.mark.parametrize("value", [3, 0, -0.5, 0.1, -1e-3])
+@pytest.mark.parametrize("items", [1, 2, 30, 800])
+def test_what_never_varies_has_no_effect_size(value, items, rng):
+    constant = np.full((items, 2), value, np.float32)  # in single precision 0.1 leaves rounding
+    for resamples in (Resamples.observed(items), Resamples.bootstrap(items, 20, rng)):
+        np.testing.assert_array_equal(functional(constant, resamples, "dz"), 0)
+
+
+def test_what_hardly_varies_has_a_large_effect_size(rng):
+    x = rng.normal(1, 0.02, (800, 30))
+    expected = x.mean(0) / x.std(0, ddof=1)
+    found = functional(x.astype(np.float32), Resamples.observed(800), "dz")[0]
+    np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
+def test_an_effect_size_has_no_unit(rng):
+    """A faint neuron's is that of a loud one."""
+    x, observed = rng.normal(1, 2, (30, 40)), Resamples.observed(30)
+    loud, faint = (functional((f * x).astype(np.float32), observed, "dz") for f in (1e3, 1e-6))
+    np.testing.assert_allclose(faint, loud, rtol=1e-4)
+    assert loud.min() > 0
+
+
+def test_two_items_have_an_effect_size():
+    x = np.array([[1.0, 4.0, -1.0], [3.0, 5.0, 2.0]], np.float32)
+    expected = abs(x.mean(0)) / x.std(0, ddof=1)
+    np.testing.assert_allclose(functional(x, Resamples.observed(2), "dz")[0], expected, rtol=1e-5)
+
+
+def test_resamples_are_what_they_are_called(rng):
+    flips, boots = Resamples.sign_flips(40, 500, rng), Resamples.bootstrap(40, 500, rng)
+    assert len(flips) == len(boots) == 500
+    assert len(Resamples.observed(40)) == 1
+    assert set(np.unique(flips.first)) == {-1, 1}
+    np.testing.assert_allclose(flips.first.mean(0), 0, atol=5 / np.sqrt(500))
+    np.testing.assert_array_equal(flips.second, 1)
+    np.testing.assert_array_equal(boots.first.sum(1), 40)
+    np.testing.assert_array_equal(boots.second, boots.first)
+    # A count is binomial: 40 draws of one item in 40.
+    assert boots.first.var() == pytest.approx(1 - 1 / 40, rel=0.05)
+    for resamples in (flips, boots):
+        np.testing.assert_array_equal(resamples.total, 40)
+
+
+def test_a_property_that_shares_some_items_sees_the_same_draws_of_them(rng):
+    x = rng.normal(1, 1, (20, 5)).astype(np.float32)
+    boots, some = Resamples.bootstrap(20, 6, rng), np.array([1, 2, 5, 8, 13])
+    part = boots.subset(some)
+    for function in ("attribution", "dz"):
+        found = functional(x[some], part, function)
+        for draw in range(6):
+            drawn = np.repeat(x[some], boots.first[draw, some].astype(int), axis=0)
+            expected = abs(drawn.mean(0))
+            if function == "dz":
+                expected = expected / drawn.std(0, ddof=1)
+            np.testing.assert_allclose(found[draw], expected, rtol=1e-3)
 
 
 def correlated_noise(rng, items, localiser_scores):
@@ -170,6 +231,10 @@ def test_two_sided_p_counts_the_observed_itself():
     assert two_sided(np.array([1000.0]), null)[0] == pytest.approx(2 / 100)
     assert two_sided(np.array([-1.0]), null)[0] == pytest.approx(2 / 100)
     assert two_sided(np.array([49.0]), null)[0] == 1
+    # Draws that equal the observed count on both sides.
+    assert two_sided(np.array([97.0]), null)[0] == pytest.approx(2 * 3 / 100)
+    assert two_sided(np.array([1.0]), null)[0] == pytest.approx(2 * 3 / 100)
+    assert two_sided(np.array([0.5]), null)[0] == pytest.approx(2 * 2 / 100)
 
 
 def test_benjamini_hochberg_by_hand():
@@ -293,3 +358,150 @@ def test_differences_carry_both_properties_errors(rng):
     assert same.difference == pytest.approx(0, abs=0.1)
     assert same.low < 0 < same.high
     assert same.se > corrected(rows["one"]).se / 2  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def associated(rng, *, tenths=True, progress=None):
+    """Two criteria and a covariate; the association, and the profiles it was made of."""
+    scores = [rng.random(width) for width in WIDTHS]
+    other = [layer + rng.random(len(layer)) for layer in scores]
+    loud = [rng.random(width) for width in WIDTHS]
+    localiser = Localiser({"one": scores, "two": other}, [loud], tenths=tenths)
+    size = np.concatenate([np.exp(-2 * s) for s in scores])
+    x = correlated_noise(rng, 30, scores) + 0.3 * size * rng.choice([-1, 1], size.shape)
+    x = x.astype(np.float32)
+    flips, boots = Resamples.sign_flips(30, 40, rng), Resamples.bootstrap(30, 50, rng)
+    more = {} if progress is None else {"progress": progress}
+    found = associate(localiser, "p", x, "dz", flips, boots, rng, plantings=2, **more)
+    seen, null, boot = (localiser.over(x, r, "dz") for r in (Resamples.observed(30), flips, boots))
+    return localiser, found, seen, null, boot
+
+
+def test_every_number_of_an_association_is_its_definition(rng):
+    localiser, found, seen, null, boot = associated(rng)
+    parts = [profile.mass[:, :, 0] for profile in (seen, null, boot)]
+    assert [row.criterion for row in found.associations] == ["one", "two"]
+    for k, row in enumerate(found.associations):
+        assert (row.property, row.function, row.n_items) == ("p", "dz", 30)
+        assert row.rho == pytest.approx(seen.rho[0, k])
+        assert row.rho_null == pytest.approx(null.rho[:, k].mean(), abs=1e-6)
+        assert row.effect == pytest.approx(row.rho - row.rho_null)
+        assert row.se == pytest.approx(np.hypot(boot.rho[:, k].std(ddof=1), localiser.chance))
+        assert row.low == pytest.approx(row.effect - 1.959964 * row.se, abs=1e-6)
+        assert row.high == pytest.approx(row.effect + 1.959964 * row.se, abs=1e-6)
+        assert row.p == two_sided(seen.rho[0, k], null.rho[:, k])
+        assert row.partial == pytest.approx(seen.partial[0, k])
+        assert row.partial_null == pytest.approx(null.partial[:, k].mean(), abs=1e-6)
+        assert row.partial_se == pytest.approx(
+            np.hypot(boot.partial[:, k].std(ddof=1), localiser.chance)
+        )
+        assert row.partial_p == two_sided(seen.partial[0, k], null.partial[:, k])
+        assert row.share == pytest.approx(parts[0][0, k])
+        assert row.share_null == pytest.approx(parts[1][:, k].mean())
+        assert row.share_se == pytest.approx(parts[2][:, k].std(ddof=1))
+        assert row.share_p == two_sided(parts[0][0, k], parts[1][:, k])
+    np.testing.assert_allclose(found.resampled, boot.rho - null.rho.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.null, null.rho - null.rho.mean(0), atol=1e-6)
+
+
+def test_every_tenth_has_its_share_beside_that_of_swapped_labels(rng):
+    _, found, seen, null, _ = associated(rng)
+    assert [(row.criterion, row.tenth) for row in found.tenths] == [
+        (name, tenth) for name in ("one", "two") for tenth in range(10)
+    ]
+    for row in found.tenths:
+        place = ("one", "two").index(row.criterion), row.tenth
+        assert (row.property, row.function) == ("p", "dz")
+        for name in ("mass", "top"):
+            one, others = getattr(seen, name)[0][place], getattr(null, name)[:, *place]
+            assert getattr(row, name) == pytest.approx(one)
+            assert getattr(row, f"{name}_null") == pytest.approx(others.mean(), abs=1e-6)
+            assert getattr(row, f"{name}_p") == two_sided(one, others)
+
+
+def test_without_tenths_there_are_no_shares(rng):
+    found = associated(rng, tenths=False)[1]
+    assert found.tenths == ()
+    for row in found.associations:
+        shares = [row.share, row.share_null, row.share_se, row.share_p]
+        assert np.isnan(shares).all()
+        assert 0 < row.p <= 1
+
+
+def test_progress_goes_over_all_resamples_once(rng):
+    told = []
+    associated(rng, progress=lambda *said: told.append(said))
+    assert {(what, total) for what, _, total in told} == {("p by dz (resamples)", 90)}
+    done = [number for _, number, _ in told]
+    assert done == sorted(done)
+    assert {40, 90} <= set(done)
+    assert done[-1] == 90
+
+
+@pytest.mark.parametrize(
+    ("values", "errors", "faint"),
+    [
+        ((0.2, 0.2), (0.05, 0.05), False),
+        ((0.2, 0.2), (0.15, 0.15), True),  # less than two standard errors from 0
+        ((0.09, 0.09), (0.01, 0.01), True),
+        ((0.1, 0.1), (0.05, 0.05), False),
+        ((0.02, 0.3), (0.05, 0.05), False),  # of all criteria together
+        ((0.01, 0.17), (0.05, 0.05), True),
+        ((0.5, 0.5), (np.nan, np.nan), True),  # too few items to know
+    ],
+)
+def test_labels_are_too_faint_where_attenuation_is_small_or_not_told_from_0(
+    rng, monkeypatch, values, errors, faint
+):
+    known = Attenuation(np.array(values), np.array(errors))
+    monkeypatch.setattr(localisation, "attenuation", lambda *_, **__: known)
+    rows = associated(rng)[1].associations
+    assert {row.faint for row in rows} == {faint}
+    assert [row.attenuation for row in rows] == list(values)
+    np.testing.assert_array_equal([row.attenuation_se for row in rows], errors)
+    # One criterion's own attenuation may be too small to divide by.
+    divided = [corrected(row) is not None for row in rows]
+    assert divided == [not faint and value >= 0.05 for value in values]
+
+
+def test_a_correction_divides_by_the_attenuation_and_carries_its_error(rng):
+    row = replace(
+        associated(rng)[1].associations[0],
+        effect=-0.2, se=0.03, attenuation=0.4, attenuation_se=0.1, faint=False,
+    )  # fmt: skip
+    found = corrected(row)
+    assert found is not None
+    assert found.value == pytest.approx(-0.5)
+    assert found.se == pytest.approx(np.hypot(0.03, 0.5 * 0.1) / 0.4)
+    assert found.low == pytest.approx(-0.5 - 1.959964 * found.se)
+    assert found.high == pytest.approx(-0.5 + 1.959964 * found.se)
+    assert corrected(replace(row, attenuation=0.05)) is not None
+    assert corrected(replace(row, attenuation=0.049)) is None
+
+
+def test_a_difference_adds_up_items_neurons_and_both_attenuations(rng):
+    row = associated(rng)[1].associations[0]
+    one = replace(
+        row, property="one", effect=-0.2, se=0.05, attenuation=0.4, attenuation_se=0.1,
+        faint=False, n_items=30,
+    )  # fmt: skip
+    other = replace(
+        one, property="other", effect=0.06, se=0.07, attenuation=0.6, attenuation_se=0.2, n_items=25
+    )
+    a, b = 0.03 * rng.normal(size=200), 0.04 * rng.normal(size=200)
+    found = differ(one, other, {"one": a, "other": b}, paired=False)
+    assert found is not None
+    items = (a / 0.4 - b / 0.6).var(ddof=1)
+    neurons = (0.05**2 - a.var(ddof=1)) / 0.4**2 + (0.07**2 - b.var(ddof=1)) / 0.6**2
+    scale = (-0.5 * 0.1 / 0.4) ** 2 + (0.1 * 0.2 / 0.6) ** 2
+    assert found.difference == pytest.approx(-0.6)
+    assert found.se == pytest.approx(np.sqrt(items + neurons + scale))
+    assert found.low == pytest.approx(-0.6 - 1.959964 * found.se)
+    assert found.high == pytest.approx(-0.6 + 1.959964 * found.se)
+    assert (found.property, found.minus, found.n_other, found.paired) == ("one", "other", 25, False)
+    # Draws that spread more than the whole error leave nothing to neurons, not less than nothing.
+    wide = differ(one, other, {"one": 9 * a, "other": b}, paired=False)
+    assert wide is not None
+    left = (0.07**2 - b.var(ddof=1)) / 0.6**2
+    assert wide.se == pytest.approx(np.sqrt((9 * a / 0.4 - b / 0.6).var(ddof=1) + left + scale))
+    for pair in ((replace(one, faint=True), other), (one, replace(other, faint=True))):
+        assert differ(*pair, {}, paired=True) is None

@@ -35,9 +35,13 @@ def test_fractions_outside_are_refused(bad):
 
 
 def test_expansion_ratios_outside_are_refused():
+    assert kept_width(32, 128, 4) == 128
+    assert kept_width(32, 128, 0.01) == 1
+    with pytest.raises(UsageError, match="asks for 129 neurons where the layer has 128; give at m"):
+        kept_width(32, 128, 4.01)
     with pytest.raises(UsageError, match="give at most 4"):
         kept_width(32, 128, 4.5)
-    for bad in (0, -1.0, float("nan"), float("inf")):
+    for bad in (0, -0.5, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="a number above 0"):
             kept_width(32, 128, bad)
 
@@ -61,10 +65,29 @@ def test_a_set_is_sorted_unique_and_within_the_model():
     assert one.complement() == NeuronSet((4, 3), (np.array([0, 2]), np.arange(3)))
     with pytest.raises(UsageError, match=r"MLP 1: neuron 3 is outside 0\.\.2"):
         NeuronSet((4, 3), (np.arange(2), np.array([3])))
-    with pytest.raises(UsageError, match="1 lists of indices for a model of 2 MLPs"):
-        NeuronSet((4, 3), (np.arange(2),))
+    with pytest.raises(UsageError, match=r"MLP 0: neuron -1 is outside 0\.\.3"):
+        NeuronSet((4, 3), (np.array([2, -1]), np.arange(2)))
+    with pytest.raises(UsageError, match=r"MLP 0: neuron 5 is outside 0\.\.3"):
+        NeuronSet((4, 3), (np.array([2, 5, 4, 0]), np.arange(2)))
+    for lists in (1, 3):
+        with pytest.raises(UsageError, match=f"{lists} lists of indices for a model of 2 MLPs"):
+            NeuronSet((4, 3), (np.arange(2),) * lists)
     with pytest.raises(ValueError, match="read-only"):
         one.indices[0][0] = 2
+
+
+def test_a_mixture_of_experts_has_many_mlps():
+    widths = (3,) * 1000
+    one = NeuronSet(widths, tuple(np.arange(k % 4) for k in range(1000)))
+    assert len(one.complement()) == 3000 - len(one)
+    assert one - one.complement() == one
+
+
+def test_ties_are_of_the_scores_that_the_cut_was_made_of():
+    scores = np.array([1.0, 1.0, 2.0])
+    cut = lowest([scores], fraction=0.5)
+    with pytest.raises(ValueError, match="shorter"):
+        ties_at_the_cut([scores, scores], cut)
 
 
 @st.composite
@@ -91,8 +114,16 @@ def test_algebra_is_that_of_sets(drawn):
 
 def test_sets_of_different_models_do_not_mix():
     one, other = NeuronSet((4,), (np.arange(2),)), NeuronSet((5,), (np.arange(2),))
-    with pytest.raises(UsageError, match="widths 1 x 4, this one has 1 x 5"):
-        _ = one | other
+    for pair in ((one, other), (other, one)):
+        with pytest.raises(UsageError, match="widths 1 x ., this one has 1 x ."):
+            _ = pair[0] | pair[1]
+    with pytest.raises(UsageError, match=r"widths 1 x 4, this one has \[4, 6\]"):
+        one.check([4, 6])
+    with pytest.raises(UsageError, match="widths 1 x 4, this one has 2 x 4"):
+        one.check([4, 4])
+    with pytest.raises(UsageError, match=r"widths 1 x 4, this one has \[\]"):
+        one.check([])
+    one.check([4])
 
 
 def test_overlap_is_that_of_all_possible_draws():
@@ -112,6 +143,40 @@ def test_overlap_is_that_of_all_possible_draws():
     assert found.p_more == pytest.approx(np.mean([s >= 2 for s in shared]))
     assert found.p_fewer == pytest.approx(np.mean([s <= 2 for s in shared]))
     assert found.jaccard == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (((0, 1, 2, 3), (0, 1)), ((0, 2, 4), (0, 1, 2))),  # 2 and 1 must be shared, 4 are
+        (((0, 1, 2, 3), (0, 1)), ((0, 1, 4), (1, 2, 3))),  # as few as can be
+        (((0, 1), ()), ((2, 3), (1,))),  # nothing is
+        (((), ()), ((), ())),
+        ((range(5), range(4)), (range(5), range(4))),
+    ],
+)
+def test_overlap_of_large_small_and_empty_sets_is_that_of_all_draws(one, other):
+    widths = (5, 4)
+    shared = [
+        sum(len(set(f) & set(d)) for f, d in zip(one, draws, strict=True))
+        for draws in itertools.product(
+            *(itertools.combinations(range(w), len(k)) for w, k in zip(widths, other, strict=True))
+        )
+    ]
+    a, b = (NeuronSet(widths, tuple(np.array(list(k), int) for k in s)) for s in (one, other))
+    found, seen = a.overlap(b), sum(len(set(f) & set(d)) for f, d in zip(one, other, strict=True))
+    assert found.shared == seen
+    assert found.expected == pytest.approx(np.mean(shared))
+    assert found.p_more == pytest.approx(np.mean([s >= seen for s in shared]))
+    assert found.p_fewer == pytest.approx(np.mean([s <= seen for s in shared]))
+    united = len(a | b)
+    assert found.jaccard == pytest.approx(seen / united if united else np.nan, nan_ok=True)
+
+
+def test_an_mlp_without_neurons_is_no_part_of_an_overlap():
+    a = NeuronSet((0, 4, 0), (np.arange(0), np.arange(2), np.arange(0)))
+    b = NeuronSet((4,), (np.arange(2),))
+    assert a.overlap(a) == b.overlap(b)
 
 
 def test_overlap_at_the_size_of_a_real_model_is_quick_and_sane():
@@ -150,6 +215,14 @@ def test_a_set_survives_its_file(drawn, tmp_path_factory):
         '{"kind": "glulens neuron set", "schema_version": 1, "widths": 3, "indices": 4}',
         '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [[%s]]}'
         % ("9" * 30),
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [true], "indices": [[0]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [3], "indices": [[true]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [-1], "indices": [[]]}',
+        '{"kind": "glulens neuron set", "schema_version": 1, "widths": [%s], "indices": [[]]}'
+        % (3 * 10**8),
+        '{"kind": "a set", "schema_version": 1, "widths": [3], "indices": [[0]]}',
+        '{"kind": "this set", "schema_version": 1, "widths": [3], "indices": [[0]]}',
+        '{"kind": "glulens neuron set", "widths": [3], "indices": [[0]]}',
         "[" * 100_000,
     ],
 )  # fmt: skip
@@ -160,6 +233,16 @@ def test_other_files_are_refused_in_one_line(text, tmp_path):
         NeuronSet.load(path)
     with pytest.raises(DataError, match="cannot be read as a set of neurons"):
         NeuronSet.load(tmp_path / "missing.json")
+
+
+def test_sets_of_the_largest_models_can_be_read(tmp_path):
+    widths = (20_000_000, 0)
+    NeuronSet(widths, (np.array([0, 19_999_999]), np.arange(0))).save(tmp_path / "set.json")
+    found = NeuronSet.load(tmp_path / "set.json")
+    assert found.widths == widths
+    assert found.indices[0].tolist() == [0, 19_999_999]
+    NeuronSet((), ()).save(tmp_path / "none.json")
+    assert len(NeuronSet.load(tmp_path / "none.json")) == 0
 
 
 def test_masks_and_fractions_are_not_taken_for_indices():

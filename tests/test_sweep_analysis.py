@@ -16,6 +16,7 @@ from swept import KINDS, swept
 
 from glulens.errors import DataError
 from glulens.interp import claims as paper
+from glulens.interp import sweep_stats
 from glulens.interp.resamples import benjamini_hochberg
 from glulens.interp.sweep_analysis import analyse
 from glulens.interp.sweep_measures import in_family, measures
@@ -46,8 +47,10 @@ def test_mcnemar_is_the_binomial_of_items_that_differ():
     assert found.p == pytest.approx(2 * (1 + 9) / 2**9)  # 0 or 1 of 9 coins, both tails
     assert mcnemar(second, first).p == found.p
     assert mcnemar(first, first).p == 1
-    with pytest.raises(ValueError, match="zeros and ones"):
-        mcnemar(first * 0.5, second)
+    for other in (first * 0.5, first[:-1]):
+        for pair in ((other, second), (second, other)):
+            with pytest.raises(ValueError, match="zeros and ones"):
+                mcnemar(*pair)
 
 
 def test_sign_flips_go_through_all_signs_of_few_items():
@@ -56,6 +59,54 @@ def test_sign_flips_go_through_all_signs_of_few_items():
     exact = [(np.abs(flips @ row) >= abs(row.sum()) - 1e-12).mean() for row in d]
     assert sign_flips(d) == pytest.approx(exact)
     assert sign_flips(np.zeros((1, 50))) == 1
+
+
+def test_up_to_twelve_items_the_share_of_signs_is_exact():
+    d = np.random.default_rng(3).normal(0.3, 1, (2, 12))
+    flips = np.array(list(itertools.product((-1, 1), repeat=12)))
+    exact = [(np.abs(flips @ row) >= abs(row.sum()) - 1e-12).mean() for row in d]
+    assert sign_flips(d) == pytest.approx(exact, abs=1e-12)
+
+
+def test_random_signs_never_give_a_p_of_0_and_depend_on_the_seed_alone():
+    assert sign_flips(np.ones((1, 60)), draws=999) == pytest.approx(1 / 1000)
+    d = np.random.default_rng(4).normal(0.2, 1, (3, 60))
+    np.testing.assert_array_equal(sign_flips(d, draws=500), sign_flips(d, draws=500, seed=0))
+    assert (sign_flips(d, draws=500) != sign_flips(d, draws=500, seed=1)).any()
+    # The same draws serve all tests: p is each row's own, whatever stands beside it.
+    assert sign_flips(d[1:2], draws=500) == sign_flips(d, draws=500)[1]
+
+
+def test_many_items_are_drawn_in_parts_to_the_same_end(monkeypatch):
+    rng = np.random.default_rng(5)
+    d = rng.normal(0.2, 1, (2, 50))
+    weights = rng.integers(1, 9, 50).astype(float)
+    numbers = np.stack([3 * weights, d[0] * weights])
+    once = sign_flips(d, draws=4000), resampled(numbers, weights, draws=1999)
+    monkeypatch.setattr(sweep_stats, "_CELLS", 50 * 300)
+    parts = sign_flips(d, draws=4000), resampled(numbers, weights, draws=1999)
+    assert parts[0] == pytest.approx(once[0], abs=0.03)
+    assert sign_flips(np.zeros((1, 50)), draws=1001) == 1
+    assert parts[1].shape == (1999, 2)
+    assert parts[1][:, 0] == pytest.approx(3)
+    assert parts[1].mean(0) == pytest.approx(once[1].mean(0), abs=0.02)
+    assert parts[1].std(0) == pytest.approx(once[1].std(0), rel=0.1)
+    assert len(np.unique(parts[1][:, 1])) == 1999, "every draw is its own"
+
+
+def test_every_item_is_as_likely_to_be_drawn():
+    found = resampled(np.eye(20), np.ones(20), draws=4000)
+    assert found.sum(1) == pytest.approx(1)
+    # 5 standard errors of the mean of 4000 binomial counts over 20
+    assert found.mean(0) == pytest.approx(1 / 20, abs=5 * np.sqrt(0.95 / 4000) / 20)
+    assert found.std(0) == pytest.approx(np.sqrt(0.95) / 20, rel=0.1)
+
+
+def test_an_interval_leaves_out_a_fortieth_on_either_side():
+    draws = np.arange(1001.0)[:, None] * [1, -2]
+    low, high = interval(np.random.default_rng(6).permutation(draws))
+    assert low.tolist() == [25, -1950]
+    assert high.tolist() == [975, -50]
 
 
 def test_sign_flips_of_right_and_wrong_agree_with_mcnemar():
@@ -135,6 +186,61 @@ def test_a_curve_is_read_between_its_points_and_not_beyond():
     values, inside = at_same(np.array([1.5, 4.0]), (np.array([2.0, 1.0]), np.array([10.0, 20.0])))
     assert values[0] == 15
     assert inside.tolist() == [True, False]
+    curve = np.array([3.0, 1.0, 2.0]), np.array([30.0, 10.0, 25.0])
+    values, inside = at_same(np.array([0.5, 1.0, 1.5, 2.5, 3.0, 3.5]), curve)
+    assert values.tolist() == [10, 10, 17.5, 27.5, 30, 30]
+    assert inside.tolist() == [False, True, True, True, True, False]
+
+
+def test_series_under_resampled_items_give_r_its_interval():
+    rng = np.random.default_rng(7)
+    fractions = np.arange(6) / 10
+    x, y = fractions + 0.1 * rng.normal(size=6), 3 * fractions + 0.4 * rng.normal(size=6)
+    draws = [one + 0.1 * rng.normal(size=(300, 6)) for one in (x, y)]
+    draws[1][7] = 0.25  # no item that tells cuts apart was drawn: no r
+    found = correlate(x, y, fractions, x_draws=draws[0], y_draws=draws[1])
+    rs = [np.corrcoef(a, b)[0, 1] for k, (a, b) in enumerate(zip(*draws, strict=True)) if k != 7]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(rs, [0.025, 0.975])))
+    without = [np.corrcoef(np.delete(x, k), np.delete(y, k))[0, 1] for k in range(6)]
+    assert (found.without_low, found.without_high) == pytest.approx((min(without), max(without)))
+    for only in (
+        correlate(x, y, fractions, x_draws=draws[0]),
+        correlate(x, y, fractions, y_draws=draws[1]),
+    ):
+        assert np.isnan([only.low, only.high]).all()
+        assert only.r == found.r
+    without_r = correlate(x, np.full(6, 0.3), fractions, x_draws=draws[0], y_draws=draws[1])
+    assert np.isnan([without_r.r, without_r.low, without_r.high]).all()
+    flat = np.full((300, 6), 0.5)
+    none = correlate(x, y, fractions, x_draws=draws[0], y_draws=flat)
+    assert np.isnan([none.low, none.high]).all()
+
+
+def test_three_points_have_an_r_and_nothing_that_needs_four():
+    x, y, fractions = np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 5.0]), np.array([0, 0.2, 0.3])
+    found = correlate(x, y, fractions, np.array([1.0, 3.0, 2.0]))
+    assert found.r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    lacking = [found.without_low, found.without_high, found.given_fraction, found.given_perplexity]
+    assert np.isnan(lacking).all()
+    four = correlate(np.append(x, 3), np.append(y, 1), np.append(fractions, 0.7))
+    assert -1 <= four.without_low < four.without_high <= 1
+    assert -1 <= four.given_fraction <= 1
+
+
+def test_a_point_that_is_all_there_is_to_a_series_is_not_left_out():
+    """Without it the rest is flat and has no r; the others still have theirs."""
+    x, y = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([2.0, 1.0, 1.0, 1.0, 1.0])
+    found = correlate(x, y, np.arange(5) / 10)
+    without = [np.corrcoef(np.delete(x, k), np.delete(y, k))[0, 1] for k in range(1, 5)]
+    assert (found.without_low, found.without_high) == pytest.approx((min(without), max(without)))
+
+
+def test_a_perplexity_that_is_not_a_number_is_not_given():
+    x, y = np.array([1.0, 2.0, 4.0, 3.0, 6.0]), np.array([2.0, 1.0, 5.0, 4.0, 4.5])
+    scale = np.array([1.0, 2.0, 2.5, np.inf, 4.0])
+    found = correlate(x, y, np.array([0, 0.1, 0.2, 0.4, 0.5]), scale)
+    assert np.isnan(found.given_perplexity)
+    assert -1 <= found.given_fraction <= 1
 
 
 # A whole sweep

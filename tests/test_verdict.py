@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glulens.interp.localisation import Association
-from glulens.interp.verdict import Check, Specificity, judge, specificity
+from glulens.interp.verdict import Check, Specificity, format_p, judge, specificity
 
 BASE = Association(
     property="misconception", criterion="ppm", function="attribution", n_items=100, rho=0.0,
@@ -42,6 +42,12 @@ def specific(low: float, high: float) -> Specificity:
         (association(-0.30, faint=True), specific(-0.3, -0.1), "cannot tell"),
         (association(-0.10, attenuation_se=0.4), specific(-0.3, -0.1), "supported"),
         (association(-0.04, attenuation_se=0.4), specific(-0.3, -0.1), "cannot tell"),
+        # At the very bounds: an effect of 0.1, a q of 0.05, intervals that end at 0 and at -0.1.
+        (association(-0.05), specific(-0.3, -0.1), "supported"),
+        (association(+0.05), specific(-0.3, -0.1), "contradicted"),
+        (association(-0.10, q=0.05), specific(-0.3, -0.1), "cannot tell"),
+        (association(-0.10), specific(-0.3, 0.0), "cannot tell"),
+        (association(-0.10), specific(-0.1, 0.1), "cannot tell"),
     ],
 )
 def test_outcomes(primary, against, outcome):
@@ -96,3 +102,48 @@ def test_a_required_control_that_fails_takes_the_verdict_back(effect):
     failed = check(required=True, passed=False)
     assert failed.outcome == "cannot tell"
     assert "untrained model" in failed.sentence
+
+
+def test_a_failed_control_takes_back_a_finding_and_nothing_else():
+    failed = [
+        Check("untrained model", True, False, "effect -0.30"),
+        Check("permuted labels", False, False, "p 0.01"),
+    ]
+    # Not even beyond the control, and yet a finding: the opposite of the claim.
+    upward = judge(association(0.10), specific(-0.05, 0.1), failed)
+    assert upward.outcome == "cannot tell"
+    assert "a required control failed (untrained model)" in upward.sentence
+    # Nothing was found, so there is nothing to take back.
+    assert judge(association(-0.10), specific(-0.05, 0.1), failed).outcome == "no evidence"
+    assert judge(association(0.00), specific(-0.3, 0.1), failed).outcome == "no evidence"
+    assert "control failed" not in judge(association(-0.10, q=0.2), None, failed).sentence
+
+
+def test_the_sentence_says_why_and_with_what_it_was_compared():
+    def said(*given):
+        return judge(*given).sentence
+
+    compared = said(association(-0.10), specific(-0.3, -0.1))
+    assert "effect -0.20 [-0.24, -0.16] corrected for attenuation 0.50" in compared
+    assert "q = 0.0020; minus control -0.20 [-0.30, -0.10]: more so than" in compared
+    assert "too faint to compare with: only effects from 0.06" in said(association(-0.10), None)
+    assert said(association(0.00), None).endswith("the interval excludes effects of -0.1 or below.")
+    particular = said(association(-0.10), specific(-0.05, 0.1))
+    assert particular.startswith("no evidence that misconceptions live in low-magnitude neurons in")
+    assert particular.endswith("the difference excludes -0.1 or below.")
+    assert said(association(0.10), None).endswith("sits in neurons of high magnitude.")
+    faint = said(association(-0.30, faint=True), specific(-0.3, -0.1))
+    assert "effect -0.300 [-0.320, -0.280]" in faint
+    assert "attenuation 0.500 (se 0.000) is below 0.1 or not told from 0" in faint
+
+
+def test_p_values_are_shown_with_the_digits_they_have():
+    shown = {0.0012: "0.0012", 0.01: "0.010", 0.05: "0.050", 0.1: "0.10", 1.0: "1.00"}
+    assert {p: format_p(p) for p in shown} == shown
+    assert format_p(float("nan")) == "-"
+
+
+def test_a_verdict_is_of_the_misconceptions_alone():
+    for other in ("control", "truth"):  # before and after it in the alphabet
+        with pytest.raises(AssertionError):
+            judge(association(-0.10, property=other), None)
