@@ -58,7 +58,7 @@ STANDS_FOR = (
 SHORTER = {
     "glulens hypothesis": "--limit 6 --criteria ppm --causal-items 2 --causal-random 2 --map-items 0 "
     "--null-items 0 --decode-every 0 --permutations 100 --no-umap --dose-items 0",
-    "glulens calibrate": "--limit 6 --plantings 1 --orders 2",
+    "glulens calibrate": "--limit 44 --plantings 1 --orders 2",
     "glulens probe": "--limit 6",
     "glulens sweep": "--limit 1 --fractions 0,0.3 --controls random:1",
     "glulens efficiency": "--rounds 2 --new-tokens 8 --prompts 1 --longest 16 --batch 1",
