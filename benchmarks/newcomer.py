@@ -4,10 +4,11 @@
 
 The commands are read out of the pages. Names that stand for something (MODEL, BASE, mine.csv) are
 given to them below; what would take an hour gets the options that `SHORTER` names; what this
-machine cannot do is listed with the reason. Output that the pages show is compared line by line:
-in a page's `console` blocks the lines below a `$`, where `...` stands for any lines, and in the
-README the tables below a heading that `SHOWN` names. The log is written by this command alone; it
-ends with 1 if a command failed or said something else.
+machine cannot do is listed with the reason. The clone and an environment on the path are the
+script's own doing. Output that the pages show is compared line by line: in a page's `console` blocks
+the lines below a `$`, where `...` stands for any lines, and in the README the tables below a heading
+that `SHOWN` names. The log is written by this command alone; it ends with 1 if a command failed or
+said something else.
 
 Nothing of this needs torch: the clone sets itself up.
 """
@@ -50,14 +51,20 @@ STANDS_FOR = (
     ("MODEL OUT --criterion random:0", "MODEL made/random --criterion random:0"),
     ("MODEL OUT", "MODEL made/pruned"),
     ("BASE TUNED", "smollm2-135m-instruct made/pruned"),
+    ("org/base org/instruct", "smollm2-135m-instruct made/pruned"),
+    ("path/to/model", "made/model"),
+    ("--data FOLDER -o runs/official", "--data ../data -o made/tutorial-official"),
+    ("-o runs/compare", "-o made/compare"),
+    ("-o runs/mine", "-o made/mine"),
+    ("FOLDER", "../data"),
     ("MODEL", "smollm2-135m-instruct"),
     ("truthfulqa,mine.csv", "truthfulqa,made/mine.csv"),
 )
 """What a page's placeholders are here; the first that fits is taken, then the next."""
 
 SHORTER = {
-    "glulens hypothesis": "--limit 6 --criteria ppm --causal-items 2 --causal-random 2 --map-items 0 "
-    "--null-items 0 --decode-every 0 --permutations 100 --no-umap --dose-items 0",
+    "glulens hypothesis": "--limit 6 --criteria ppm --causal-items 2 --causal-random 2 "
+    "--map-items 0 --null-items 0 --decode-every 0 --permutations 100 --no-umap --dose-items 0",
     "glulens calibrate": "--limit 44 --plantings 1 --orders 2",
     "glulens probe": "--limit 6",
     "glulens sweep": "--limit 1 --fractions 0,0.3 --controls random:1",
@@ -68,6 +75,8 @@ SHORTER = {
 NOT_HERE = {
     "org/name@revision": "needs a model hub and a GPU",
     "make test": "the suite has its own run",
+    "hypothesis ... -o": "the README's --resume is the same",
+    "--transplant": "needs a tuned model, which benchmarks/tune_smollm2.py makes",
 }
 SHOWN = {"What the demo prints": "make demo"}
 """Headings below which the README shows what a command printed."""
@@ -125,12 +134,12 @@ def steps(page: str, text: str) -> list[Step]:
                     found[-1].shown.append(line)
         elif language == "python" and page == "README.md":
             found.append(Step(page, "python - <<'E'\n" + "\n".join(block) + "\nE"))
-        elif not language and heading in SHOWN:
+        elif language == "" and heading in SHOWN:
             for step in found:
                 if step.written.startswith(SHOWN[heading]):
                     # The page shows some of the rows, in their order.
                     step.shown += [part for line in block for part in ("...", line)] + ["..."]
-        elif not language and all(_is_command(line) for line in block if line.strip()):
+        elif language in {"", "text"} and all(_is_command(line) for line in block if line.strip()):
             lines = "\n".join(block).replace("\\\n", " ").splitlines()
             found += [Step(page, re.sub(r"\s{2,}#.*|\s#\s.*", "", line)) for line in lines if line]
     return found
@@ -146,11 +155,11 @@ def prepare(step: Step, data: Path | None) -> None:
         if what in step.written:
             step.reason = why
             return
-    if "../data" in step.written and data is None:
+    if ("../data" in step.written or "FOLDER" in step.written) and data is None:
         step.reason = "needs the official data (--data)"
         return
     step.run = step.written
-    if step.page != "README.md":
+    if step.shown:  # a page that shows what was printed means the command as it stands
         return
     for name, thing in STANDS_FOR:
         step.run = step.run.replace(name, thing)
@@ -333,6 +342,7 @@ def main() -> None:
             "COLUMNS": WIDTH,
         }
         for page in asked.page or PAGES:
+            shutil.rmtree(clone / "runs", ignore_errors=True)  # each page begins without runs
             found = steps(page, (clone / page).read_text(encoding="utf-8"))
             if not (clone / ".venv").exists() and found[0].written != "make demo":
                 found.insert(0, Step(page, "make demo"))
