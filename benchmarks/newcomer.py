@@ -5,10 +5,10 @@
 The commands are read out of the pages. Names that stand for something (MODEL, BASE, mine.csv) are
 given to them below; what would take an hour gets the options that `SHORTER` names; what this
 machine cannot do is listed with the reason. The clone and an environment on the path are the
-script's own doing. Output that the pages show is compared line by line: in a page's `console` blocks
-the lines below a `$`, where `...` stands for any lines, and in the README the tables below a heading
-that `SHOWN` names. The log is written by this command alone; it ends with 1 if a command failed or
-said something else.
+script's own doing. Output that the pages show is compared line by line: in a page's `console`
+blocks the lines below a `$`, where `...` stands for any lines, and in the README the tables below a
+heading that `SHOWN` names. The log is written by this command alone; it ends with 1 if a command
+failed or said something else.
 
 Nothing of this needs torch: the clone sets itself up.
 """
