@@ -110,6 +110,7 @@ def test_algebra_is_that_of_sets(drawn):
     assert a - b == made([x - y for x, y in zip(one, other, strict=True)])
     assert a.complement() == made([set(range(w)) for w in widths]) - a
     assert a - b == a & b.complement()
+    assert (a == b) == (one == other)
 
 
 def test_sets_of_different_models_do_not_mix():
@@ -171,6 +172,14 @@ def test_overlap_of_large_small_and_empty_sets_is_that_of_all_draws(one, other):
     assert found.p_fewer == pytest.approx(np.mean([s <= seen for s in shared]))
     united = len(a | b)
     assert found.jaccard == pytest.approx(seen / united if united else np.nan, nan_ok=True)
+
+
+def test_sets_are_equal_where_widths_and_neurons_are():
+    one = NeuronSet((4, 3), (np.array([1]), np.array([2])))
+    assert one == NeuronSet((4, 3), (np.array([1]), np.array([2])))
+    assert one != NeuronSet((4, 3), (np.array([1]), np.array([0])))
+    assert one != NeuronSet((4, 5), (np.array([1]), np.array([2])))
+    assert one != [1, 2]
 
 
 def test_an_mlp_without_neurons_is_no_part_of_an_overlap():
