@@ -300,7 +300,7 @@ def log(done: Sequence[Step], commit: str) -> str:
         "# A newcomer's log",
         "",
         "Written by `python benchmarks/newcomer.py`: a fresh clone, an empty cache, and every "
-        "command of the README and the tutorial, top to bottom.",
+        f"command of {' and '.join(dict.fromkeys(step.page for step in done))}, top to bottom.",
         "",
         f"Commit {commit}, Python {sys.version.split()[0]}, {os.cpu_count()} cores. "
         f"{len(done)} commands, {ran} run, {good} as they should, "
