@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RunError, UnfinishedError
-from ..rundir import absolute, check_free
+from ..rundir import MANIFEST, absolute, check_free
 
 UNFINISHED = ".unfinished"
 
@@ -24,6 +24,12 @@ def folder_of(output: str | Path, *, resume: bool, overwrite: bool) -> Path:
         UnfinishedError: a run was begun there, and neither `resume` nor `overwrite` is given.
     """
     path = absolute(output)
+    finished = os.path.isfile(path / MANIFEST) and not os.path.lexists(f"{path}{UNFINISHED}")
+    if resume and finished and not overwrite:
+        raise RunError(
+            f"{path} is finished: there is nothing to go on with; begin another elsewhere (-o), or "
+            "in its place (--overwrite), without --resume"
+        )
     check_free(path, overwrite=overwrite)
     folder = path.with_name(path.name + UNFINISHED)
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):

@@ -172,6 +172,12 @@ def test_two_processes_do_not_work_on_one_run(stories, tmp_path):
     assert probe(stories, tmp_path / "run", on="truthfulqa", limit=2, overwrite=True).path.is_dir()
 
 
+def test_a_finished_run_is_not_gone_on_with(stories, tmp_path):
+    probe(stories, tmp_path / "run", on="truthfulqa", limit=2)
+    with pytest.raises(RunError, match=r"run is finished: there is nothing to go on with"):
+        probe(stories, tmp_path / "run", on="truthfulqa", limit=2, resume=True)
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt2"])
 def test_other_families_are_probed_by_name_of_their_neurons(tmp_path, family):
     model = make(family, vocab_size=60)
