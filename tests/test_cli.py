@@ -218,10 +218,12 @@ def test_a_small_run_from_start_to_end(tmp_path, smollm):
         "--limit",
         "4",
         "--causal-items",
-        "2",
+        "1",
         "--map-items",  # the map of single layers and UMAP are drawn in test_hypothesis
         "0",
         "--no-umap",
+        "--decode-every",  # linear probes have tests of their own, too
+        "0",
         "--permutations",
         "100",
         "-o",
