@@ -153,8 +153,8 @@ def test_every_section_runs(official, tmp_path):
     whole = [line for line in text.splitlines() if "whole section" in line]
     assert not whole
     for what in (
-        "optipfair's four", "load-prune-save", "TransformerLens, batches", "nnsight, batches",
-        "nnsight, prompt by prompt", "lm-eval hf", "Textual's DataTable",
+        "optipfair's four", "optipfair, load-prune-save", "TransformerLens, batches",
+        "nnsight, batches", "nnsight, prompt by prompt", "lm-eval hf", "Textual's DataTable",
         "textual-fastdatatable",
     ):  # fmt: skip
         assert f"| {what}" in text
