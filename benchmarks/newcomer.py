@@ -300,7 +300,8 @@ def compare(shown: Sequence[str], said: str) -> str:
         at, loose, checked = at + found + 1, False, checked + 1
     if wanted and not loose and at < len(lines):
         return f"differs: {_short(lines[at])!r} is said besides"
-    return f"{checked} lines as shown" + (f", {rounded} of them but for rounding" if rounded else "")
+    some = f", {rounded} of them but for rounding" if rounded else ""
+    return f"{checked} lines as shown{some}"
 
 
 def near(shown: str, said: str) -> bool:
